@@ -1,0 +1,168 @@
+"""The command line: one short function a verb; each imports its stage only when it runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from pocketclip.errors import DataError, PocketCLIPError
+
+app = typer.Typer(
+    name="pocketclip",
+    help="Train a CLIP of your own, from scratch, on one machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True, soft_wrap=True)
+
+RecipeFile = Annotated[str, typer.Argument(help="Recipe file (TOML), or the name of one that comes with PocketCLIP.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.", show_default=False)]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds all runs.")]
+
+
+@app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="What to pack: openmoji, the embedded data set.")],
+    folder: Annotated[Path, typer.Argument(help="Where the shards go.")],
+    size: Annotated[int, typer.Option(help="Side of the stored pictures, pixels.", min=8, max=1024)] = 72,
+) -> None:
+    """Turn a source of images and captions into shards."""
+    from pocketclip.data.pack import SOURCES, pack_openmoji
+
+    if source not in SOURCES:
+        raise DataError(f"{source}: unknown source; known: {', '.join(SOURCES)}")
+    manifest = pack_openmoji(folder, size)
+    rows = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
+    console.print(f"{folder}: {rows} rows ({manifest['attribution']['licence']})", highlight=False)
+
+
+@app.command()
+def tokenizer(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Learn the vocabulary from the captions of the training split."""
+    from pocketclip.data.shards import Split
+    from pocketclip.recipe.toml import load_recipe
+    from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
+
+    settings = load_recipe(recipe, overrides or ())
+    split = Split(settings.data.folder, settings.data.split)
+    learned = learn_tokenizer(split.every_caption(), settings.tokenizer)
+    path = Path(settings.data.folder) / "tokenizer.json"
+    save_tokenizer(learned, path)
+    console.print(f"{path}: {learned.get_vocab_size():,} entries", highlight=False)
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print what a recipe will cost: parameters, FLOPs, memory and time on this machine."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from pocketclip.train.check import check as estimate
+    from pocketclip.train.check import describe
+
+    for what, value in describe(estimate(settings)):
+        console.print(f"{what:<14} {value}", highlight=False)
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
+    """Train a model, or go on with a run that was stopped."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from pocketclip.train.loop import train as run
+
+    bundle = run(settings, runs / settings.name, console)
+    console.print(f"{bundle}: the trained model", highlight=False)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="A trained model: runs/NAME/bundle.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the results go; else `evaluation` beside the bundle.")
+    ] = None,
+) -> None:
+    """Measure a trained model: zero-shot accuracy and retrieval on the splits that its recipe names."""
+    from pocketclip.bundle import load
+    from pocketclip.evaluate.splits import evaluate_splits
+
+    loaded = load(bundle)
+    if not loaded.recipe.evaluate.splits:
+        raise DataError(f"{bundle}/recipe.toml: evaluate.splits names no split to evaluate on")
+    folder = output or bundle.resolve().parent / "evaluation"
+    settings = loaded.recipe
+    for result in evaluate_splits(
+        loaded, Path(settings.data.folder), settings.evaluate.splits, folder, console, str(bundle)
+    ):
+        console.print(
+            f"{result.benchmark}: top-1 {result.top_1:.1f} %, top-5 {result.top_5:.1f} % of {result.images:,} images "
+            f"against {result.candidates:,} captions (chance {result.chance_top_1:.2f} %, {result.chance_top_5:.2f} %)",
+            highlight=False,
+        )
+        if result.dropped:
+            console.print(f"{result.benchmark}: dropped {result.dropped}", highlight=False)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and evaluated: runs/NAME.")]) -> None:
+    """Draw the figures of a run and put them into one page."""
+    from pocketclip.show.report import write_report
+
+    console.print(f"{write_report(run)}: open it in a browser", highlight=False)
+
+
+@app.command()
+def quickstart(
+    recipe: RecipeFile = "quickstart", overrides: Overrides = None, runs: RunsFolder = Path("runs")
+) -> None:
+    """The whole pipeline on the embedded data set, from nothing to a report; stages already done are kept."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    folder, run = Path(settings.data.folder), runs / settings.name
+    if not (folder / "manifest.json").exists():
+        pack("openmoji", folder)
+    if not (folder / "tokenizer.json").exists():
+        tokenizer(recipe, overrides)
+    if not run.exists():
+        check(recipe, overrides)
+    train(recipe, overrides, runs)
+    evaluate(run / "bundle")
+    report(run)
+
+
+def main() -> None:
+    """Run the command line; a mistake is one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except PocketCLIPError as error:
+        _fail(str(error))
+    except Exception as error:
+        _end(error)
+
+
+def _end(error: Exception) -> None:
+    """Exit as the command-line library, or a stopped training, asks; anything else is a fault of ours."""
+    import click
+
+    if isinstance(error, click.exceptions.Exit):
+        sys.exit(error.exit_code)
+    if isinstance(error, click.ClickException):
+        _fail(error.format_message())
+    if isinstance(error, click.Abort):
+        sys.exit(130)
+    if type(error).__name__ == "Stopped":
+        console.print(escape(str(error)), highlight=False)
+        sys.exit(130)
+    raise error
+
+
+def _fail(message: str) -> None:
+    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    sys.exit(2)

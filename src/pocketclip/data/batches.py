@@ -1,0 +1,133 @@
+"""Shuffled training batches whose position is two numbers, (epoch, step).
+
+Everything random about a batch follows from the seed and its position: which rows (a true shuffle of the whole split),
+which of a row's captions, which augmentation. A run can therefore stop anywhere and go on with the same batches, with
+any number of workers.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pocketclip.data.images import BadImage, decode
+from pocketclip.data.shards import Split
+from pocketclip.errors import DataError
+from pocketclip.recipe.schema import Recipe
+
+Encode = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
+Position = tuple[int, int]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pairs, and what was dropped in making them.
+
+    pixels: uint8 [pairs, size, size, 3]. tokens: int64 [pairs, longest]. ends: int64 [pairs].
+    dropped: reason -> rows left out; nothing takes their place, the batch is smaller.
+    """
+
+    position: Position
+    pixels: Tensor
+    tokens: Tensor
+    ends: Tensor
+    dropped: Counter[str]
+
+
+class TrainingBatches(Dataset[Batch]):
+    """The batches of one split; indexed by position."""
+
+    def __init__(self, split: Split, recipe: Recipe, encode: Encode) -> None:
+        self.split, self.encode, self.seed = split, encode, recipe.seed
+        self.image, self.batch_size = recipe.image, recipe.train.batch_size
+        self.steps_per_epoch = len(split) // self.batch_size
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"{split.folder}: split {split.name} has {len(split)} rows, less than one batch of "
+                f"train.batch_size = {self.batch_size}; lower it or pack more rows"
+            )
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._cache: dict[int, Pixels | str] | None = {} if recipe.data.cache else None
+
+    def __getitem__(self, position: Position) -> Batch:
+        epoch, step = position
+        rows = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        random = np.random.default_rng([self.seed, epoch, step])
+        images, captions = [], []
+        dropped: Counter[str] = Counter()
+        for row in rows:
+            pixels, choices = self._pixels(int(row)), self.split.captions(int(row))
+            if isinstance(pixels, str):
+                dropped[pixels] += 1
+            elif not choices:
+                dropped["empty caption"] += 1
+            else:
+                images.append(augment(pixels, self.image.shift, self.image.flip, random))
+                captions.append(choices[random.integers(len(choices))])
+        tokens, ends = self.encode(captions)
+        stacked = np.stack(images) if images else np.zeros((0, self.image.size, self.image.size, 3), np.uint8)
+        return Batch(position, torch.from_numpy(stacked), torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy in a worker shuffles and caches for itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+
+    def _pixels(self, row: int) -> Pixels | str:
+        """The decoded image, or the reason why there is none."""
+        if self._cache is not None and row in self._cache:
+            return self._cache[row]
+        try:
+            found: Pixels | str = decode(self.split.image(row), self.image.size)
+        except BadImage as error:
+            found = str(error)
+        if self._cache is not None:
+            self._cache[row] = found
+        return found
+
+
+def augment(pixels: Pixels, shift: float, flip: bool, random: np.random.Generator) -> Pixels:
+    """Shift by up to `shift` of the side in both directions, edges repeated, and mirror half of the time.
+
+    uint8 [size, size, 3] -> the same shape.
+    """
+    reach = round(shift * len(pixels))
+    if reach:
+        down, right = random.integers(-reach, reach + 1, size=2)
+        places = np.arange(len(pixels))
+        rows, columns = (places + down).clip(0, len(pixels) - 1), (places + right).clip(0, len(pixels) - 1)
+        pixels = pixels[rows][:, columns]
+    if flip and random.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -> Iterator[Batch]:
+    """The batches from the run's step `start` up to `end`, in order; steps count on across epochs.
+
+    workers: processes that prepare batches ahead; they change the speed, never the batches.
+    """
+    positions = [divmod(step, batches.steps_per_epoch) for step in range(start, end)]
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=cast("Sequence[int]", positions),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+    return iter(loader)

@@ -1,0 +1,71 @@
+"""Bytes -> pixels: the one path that training, evaluation and search share.
+
+Images come from outside, so size and format are judged from the bytes before anything is decoded.
+"""
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pocketclip.recipe.schema import ImageSettings
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 50_000_000
+# Pillow's own guard only warns between its limit and twice that; ours refuses.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the message is the reason that rows are counted under."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode a JPEG, PNG or WebP to RGB, upright by its EXIF, transparency on white.
+
+    Raises BadImage with one of a few fixed reasons.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
+    except Exception:
+        raise BadImage("no JPEG, PNG or WebP") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"more than {MAX_PIXELS} pixels")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            background = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(background, upright.convert("RGBA"))
+        return upright.convert("RGB")
+    except Exception:
+        raise BadImage("damaged image") from None
+
+
+def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Shrink or grow the short side to `size` (bicubic, antialiased), cut the middle: uint8 [size, size, 3]."""
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def decode(data: bytes, size: int) -> NDArray[np.uint8]:
+    """Encoded bytes -> uint8 [size, size, 3]; raises BadImage."""
+    return to_square(open_image(data), size)
+
+
+def normalise(pixels: "Tensor", settings: "ImageSettings") -> "Tensor":
+    """uint8 [batch, size, size, 3] -> float32 [batch, 3, size, size], 0-1, less the mean, over the std.
+
+    Runs on the device where the pixels lie.
+    """
+    unit = pixels.permute(0, 3, 1, 2).float() / 255
+    mean = unit.new_tensor(settings.mean).view(1, 3, 1, 1)
+    std = unit.new_tensor(settings.std).view(1, 3, 1, 1)
+    return (unit - mean) / std

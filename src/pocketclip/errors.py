@@ -1,0 +1,41 @@
+"""The exceptions that PocketCLIP raises on purpose.
+
+    PocketCLIPError
+    ├── RecipeError       a recipe file or an override: unknown key, wrong type, impossible value
+    ├── DataError         shards, an index or a manifest: missing, damaged, empty
+    ├── TokenizerError    a vocabulary that cannot be learned or does not fit the model
+    ├── BundleError       a trained model's folder: missing, damaged, of another version
+    ├── CheckpointError   what a run needs to go on: damaged, or of another recipe
+    └── TrainingError     training cannot go on: NaN loss, an unwritable run folder
+
+Each message names the file or the key, says what was found and what to do. The command line prints
+the message alone, on one line, and exits with code 2; a library user catches `PocketCLIPError`.
+"""
+
+
+class PocketCLIPError(Exception):
+    """The base of every exception raised on purpose."""
+
+
+class RecipeError(PocketCLIPError):
+    """A recipe that cannot be used as it stands."""
+
+
+class DataError(PocketCLIPError):
+    """Shards, an index or a manifest that cannot be read or written."""
+
+
+class TokenizerError(PocketCLIPError):
+    """A tokenizer that cannot be learned, read or used with this model."""
+
+
+class BundleError(PocketCLIPError):
+    """A bundle that cannot be read or written."""
+
+
+class CheckpointError(PocketCLIPError):
+    """A checkpoint that cannot be read, written or continued."""
+
+
+class TrainingError(PocketCLIPError):
+    """Training that cannot start or go on."""

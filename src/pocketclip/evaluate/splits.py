@@ -1,0 +1,149 @@
+"""Evaluate a bundle on splits of a data set: zero-shot against all its captions, and retrieval."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from pocketclip.bundle import Bundle
+from pocketclip.data.images import BadImage, decode
+from pocketclip.data.shards import Split, splits_in
+from pocketclip.errors import DataError
+from pocketclip.evaluate.results import GroupResult, Result, write_results
+from pocketclip.evaluate.retrieval import recall
+from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
+from pocketclip.files import whole_file
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The images of a split that could be embedded.
+
+    rows: their numbers in the split. images: [rows, width]. captions: each one's own. groups: each one's group.
+    """
+
+    rows: list[int]
+    images: Embeddings
+    captions: list[list[str]]
+    groups: list[str]
+    dropped: Counter[str]
+
+
+def evaluate_splits(
+    bundle: Bundle, folder: Path, names: Sequence[str], output: Path, console: Console, bundle_name: str
+) -> list[Result]:
+    """Evaluate on the named splits and write results.json, predictions and embeddings into `output`.
+
+    Every image is compared with every distinct caption of all splits in the folder, whichever split it stands in.
+    Raises DataError for a split that is missing or in which no image can be read.
+    """
+    known = splits_in(folder)
+    for name in names:
+        if name not in known:
+            raise DataError(f"evaluate.splits: {name!r} is not in {folder}, which has {', '.join(known) or 'no shards'}")
+    candidates = list(dict.fromkeys(caption for name in known for caption in Split(folder, name).every_caption()))
+    texts = bundle.encode_texts(candidates).numpy()
+    arrays: dict[str, NDArray[Any]] = {"captions": np.array(candidates), "texts": texts.astype(np.float16)}
+    results = []
+    for name in names:
+        embedded = embed_split(bundle, Split(folder, name), console)
+        results.append(_evaluate(name, embedded, candidates, texts, output))
+        arrays[f"rows_{name}"] = np.array(embedded.rows, dtype=np.int64)
+        arrays[f"images_{name}"] = embedded.images.astype(np.float16)
+    with whole_file(output / "embeddings.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    write_results(output / "results.json", bundle_name, results)
+    return results
+
+
+def embed_split(bundle: Bundle, split: Split, console: Console) -> Embedded:
+    """Embed every image of a split; rows without a caption or a readable image are counted, never replaced."""
+    size, batch_size = bundle.recipe.image.size, bundle.recipe.evaluate.batch_size
+    found = Embedded([], np.zeros((0, 0), np.float32), [], [], Counter())
+    embeddings: list[Embeddings] = []
+    pixels: list[NDArray[np.uint8]] = []
+    for row in track(range(len(split)), f"embedding {split.name}", console=console, disable=not console.is_terminal):
+        captions = split.captions(row)
+        try:
+            if not captions:
+                raise BadImage("empty caption")
+            pixels.append(decode(split.image(row), size))
+        except BadImage as error:
+            found.dropped[str(error)] += 1
+            continue
+        found.rows.append(row)
+        found.captions.append(list(dict.fromkeys(captions)))
+        found.groups.append(str(split.metadata(row).get("group", "all")))
+        if len(pixels) == batch_size:
+            embeddings.append(_embed(bundle, pixels))
+            pixels = []
+    if pixels:
+        embeddings.append(_embed(bundle, pixels))
+    if not embeddings:
+        raise DataError(f"{split.folder}: no image of split {split.name} can be used: {dict(found.dropped)}")
+    return Embedded(found.rows, np.concatenate(embeddings), found.captions, found.groups, found.dropped)
+
+
+def _embed(bundle: Bundle, pixels: list[NDArray[np.uint8]]) -> Embeddings:
+    embeddings: Embeddings = bundle.encode_pixels(torch.from_numpy(np.stack(pixels))).numpy()
+    return embeddings
+
+
+def _evaluate(name: str, embedded: Embedded, candidates: list[str], texts: Embeddings, output: Path) -> Result:
+    number = {caption: index for index, caption in enumerate(candidates)}
+    true = [[number[caption] for caption in captions] for captions in embedded.captions]
+    rank = ranks(embedded.images, texts, true)
+    own = sorted({index for captions in true for index in captions})
+    place = {index: position for position, index in enumerate(own)}
+    best, cosines = best_captions(embedded.images, texts, SHOWN)
+    with whole_file(output / f"{name}-predictions.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row, image in enumerate(embedded.rows):
+            line = {
+                "row": image,
+                "group": embedded.groups[row],
+                "captions": embedded.captions[row],
+                "rank": int(rank[row]),
+                "best": [[candidates[c], round(float(s), 4)] for c, s in zip(best[row], cosines[row], strict=True)],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    groups = _by_group(rank, embedded.groups)
+    right = np.array([len(captions) for captions in true])
+    return Result(
+        benchmark=name,
+        images=len(true),
+        candidates=len(candidates),
+        top_1=top_k(rank, 1),
+        top_5=top_k(rank, 5),
+        chance_top_1=_chance(right, len(candidates), 1),
+        chance_top_5=_chance(right, len(candidates), 5),
+        mean_group_top_1=float(np.mean([group.top_1 for group in groups.values()])),
+        groups=groups,
+        recall=recall(embedded.images, texts[own], [[place[c] for c in captions] for captions in true]),
+        dropped=dict(embedded.dropped),
+    )
+
+
+def _by_group(rank: NDArray[np.int64], groups: list[str]) -> dict[str, GroupResult]:
+    result = {}
+    for group in sorted(set(groups)):
+        members = rank[np.array(groups) == group]
+        result[group] = GroupResult(len(members), top_k(members, 1), top_k(members, 5))
+    return result
+
+
+def _chance(right: NDArray[np.int64], candidates: int, k: int) -> float:
+    """Percent of images for which k different captions drawn blindly hold a right one."""
+    miss = np.ones(len(right))
+    for drawn in range(min(k, candidates)):
+        miss *= np.clip(candidates - drawn - right, 0, None) / (candidates - drawn)
+    return 100.0 * float(np.mean(1 - miss))

@@ -1,0 +1,46 @@
+"""Zero-shot classification: each image against every caption of a set, by cosine."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embeddings = NDArray[np.float32]
+BLOCK = 1024
+
+
+def best_captions(images: Embeddings, texts: Embeddings, count: int) -> tuple[NDArray[np.int64], Embeddings]:
+    """For each image the `count` captions of the highest cosine, best first, and those cosines.
+
+    images: [images, width], texts: [captions, width], rows of length one. Ties go to the caption that comes first.
+    Returns two arrays [images, count].
+    """
+    count = min(count, len(texts))
+    found, cosines = [np.zeros((0, count), np.int64)], [np.zeros((0, count), np.float32)]
+    for start in range(0, len(images), BLOCK):
+        scores = images[start : start + BLOCK] @ texts.T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        found.append(order)
+        cosines.append(np.take_along_axis(scores, order, axis=1))
+    return np.concatenate(found), np.concatenate(cosines)
+
+
+def ranks(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """The rank of each image's best true caption among all captions; 0 is the first place.
+
+    true: for each image the indices of the captions that are right for it, at least one.
+    A wrong caption with the very same cosine counts as ahead, so that equal scores never look like success.
+    """
+    result = np.empty(len(images), dtype=np.int64)
+    for start in range(0, len(images), BLOCK):
+        scores = images[start : start + BLOCK] @ texts.T
+        for row, score in enumerate(scores, start=start):
+            right = np.zeros(len(score), dtype=bool)
+            right[list(true[row])] = True
+            result[row] = int((score[~right] >= score[right].max()).sum())
+    return result
+
+
+def top_k(ranks: NDArray[np.int64], k: int) -> float:
+    """The share of ranks that are below k, in percent."""
+    return 100.0 * float(np.mean(ranks < k))

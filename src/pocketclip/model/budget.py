@@ -1,0 +1,73 @@
+"""What a recipe costs, counted from its sizes: parameters, multiplications, memory. No weights are made.
+
+Counts are of matrix products and convolutions alone, two operations a multiply-add, as the field does
+(Kaplan et al. 2020, section 2.1); a training step costs three forward passes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pocketclip.model.clip import CLIP
+from pocketclip.recipe.schema import Recipe, TransformerSettings
+
+BYTES_PER_PARAMETER = 16  # float32: the weight, its gradient and AdamW's two moments
+PROCESS_BYTES = 400e6  # Python, torch and their libraries, before any model
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """image_parameters, text_parameters: numbers. flops_per_pair: one training step's, for one pair.
+
+    memory_bytes: weights, optimizer, activations of one batch and the process itself.
+    """
+
+    image_parameters: int
+    text_parameters: int
+    flops_per_pair: float
+    memory_bytes: float
+
+
+def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: int) -> Budget:
+    """Count a recipe's cost.
+
+    caption_tokens: length to which batches of captions are trimmed, tokens.
+    bytes_per_activation: 2 in bfloat16, 4 in float32.
+    """
+    with torch.device("meta"):
+        model = CLIP(recipe)
+    image, image_values = _image_forward(recipe)
+    text, text_values = _transformer_forward(recipe.text_tower, caption_tokens)
+    text += recipe.text_tower.width * recipe.model.embedding_width
+    image_parameters = sum(p.numel() for p in model.visual.parameters())
+    text_parameters = sum(p.numel() for p in model.text.parameters())
+    activations = (image_values + text_values) * bytes_per_activation * recipe.train.batch_size
+    memory = (image_parameters + text_parameters) * BYTES_PER_PARAMETER + activations + PROCESS_BYTES
+    return Budget(image_parameters, text_parameters, 3 * 2 * (image + text), memory)
+
+
+def _transformer_forward(settings: TransformerSettings, tokens: float) -> tuple[float, float]:
+    """(multiply-adds, values kept for the backward pass) of one sequence through the blocks.
+
+    Values: two norms' inputs and outputs, queries, keys, values, two copies of the attention matrix, its result,
+    the perceptron's two wide layers.
+    """
+    width, mlp = settings.width, settings.mlp_width
+    products = tokens * (4 * width**2 + 2 * width * mlp) + 2 * tokens**2 * width
+    values = tokens * (9 * width + 2 * mlp) + 2 * settings.heads * tokens**2
+    return settings.layers * products, settings.layers * values
+
+
+def _image_forward(recipe: Recipe) -> tuple[float, float]:
+    tower, side = recipe.image_tower, recipe.image.size
+    products, values, before = 0.0, 3.0 * side**2, 3
+    for channels in tower.stem_channels:
+        side //= 2
+        products += side**2 * 9 * before * channels
+        values += 3.0 * side**2 * channels
+        before = channels
+    patch = tower.patch_size // tower.stem_stride
+    patches = (recipe.image.size // tower.patch_size) ** 2
+    products += patches * patch**2 * before * tower.width
+    blocks, kept = _transformer_forward(tower, patches + (tower.pool == "class"))
+    return products + blocks + tower.width * recipe.model.embedding_width, values + kept

@@ -1,0 +1,49 @@
+"""CLIP: an image tower and a text tower that meet in one space, and a learned temperature.
+
+Source: Radford et al. 2021, "Learning transferable visual models from natural language supervision".
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketclip.model.image_tower import ImageTower
+from pocketclip.model.text_tower import TextTower
+from pocketclip.recipe.schema import Recipe
+
+
+class CLIP(nn.Module):
+    """The two towers and the temperature.
+
+    The state's keys are those of OpenCLIP's `CustomTextCLIP`: `visual.*`, `text.*` and `logit_scale`; without the
+    prefix `text.` they are those of OpenAI's CLIP.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.visual = ImageTower(recipe.image_tower, recipe.image.size, recipe.model.embedding_width)
+        self.text = TextTower(recipe.text_tower, recipe.tokenizer.vocabulary_size, recipe.model.embedding_width)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / recipe.model.initial_temperature)))
+        self.max_logit_scale = recipe.model.max_logit_scale
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """[batch, 3, size, size], normalised -> [batch, embedding width] of length one, float32."""
+        return F.normalize(self.visual(pixels).float(), dim=-1)
+
+    def encode_texts(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """[batch, length] ids and [batch] end positions -> [batch, embedding width] of length one, float32."""
+        return F.normalize(self.text(tokens, ends).float(), dim=-1)
+
+    def scale(self) -> Tensor:
+        """The factor that turns cosines into logits, exp(logit_scale)."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Keep the scale at most `max_logit_scale`; called after each step (section 2.5).
+
+        The parameter itself is clamped: a clamp in `scale` would leave it without a gradient beyond the bound.
+        """
+        self.logit_scale.clamp_(max=math.log(self.max_logit_scale))

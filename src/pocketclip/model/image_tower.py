@@ -1,0 +1,65 @@
+"""Images -> embeddings: a vision transformer, behind a patch stem or a convolutional one.
+
+Source: Dosovitskiy et al. 2021 (patches); Xiao et al. 2021, "Early convolutions help transformers see better"
+(the convolutional stem); Radford et al. 2021, section 2.4 (the norm before the first block, the projection).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pocketclip.model.transformer import Transformer
+from pocketclip.recipe.schema import ImageTowerSettings
+
+
+class ConvolutionStem(nn.Sequential):
+    """3x3 convolutions of stride 2 with batch norm and ReLU: each halves the picture.
+
+    [batch, 3, size, size] -> [batch, channels[-1], size / 2^n, size / 2^n].
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for before, after in zip((3, *channels), channels, strict=False):
+            convolution = nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class ImageTower(nn.Module):
+    """A vision transformer; its parameters carry the names of OpenCLIP's `visual`."""
+
+    def __init__(self, settings: ImageTowerSettings, image_size: int, embedding_width: int) -> None:
+        super().__init__()
+        width = settings.width
+        self.pool = settings.pool
+        self.stem = ConvolutionStem(settings.stem_channels) if settings.stem_channels else None
+        channels = settings.stem_channels[-1] if settings.stem_channels else 3
+        patch = settings.patch_size // settings.stem_stride
+        self.conv1 = nn.Conv2d(channels, width, kernel_size=patch, stride=patch, bias=False)
+        nn.init.normal_(self.conv1.weight, std=(channels * patch**2) ** -0.5)
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width)) if self.pool == "class" else None
+        tokens = (image_size // settings.patch_size) ** 2 + (self.pool == "class")
+        self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(
+            width, settings.layers, settings.heads, settings.mlp_width, settings.activation == "quick_gelu"
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embedding_width))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[batch, 3, size, size], normalised -> [batch, embedding width], not normalised."""
+        if self.stem is not None:
+            pixels = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)
+        if self.class_embedding is not None:
+            first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+            x = torch.cat([first, x], dim=1)
+        x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
+        x = self.transformer(x)
+        x = x[:, 0] if self.pool == "class" else x.mean(dim=1)
+        return self.ln_post(x) @ self.proj

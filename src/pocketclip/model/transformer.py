@@ -1,0 +1,107 @@
+"""The pre-norm transformer that both towers share.
+
+Parameter names are those of OpenAI's CLIP and of OpenCLIP (`resblocks.0.attn.in_proj_weight`, ...), so
+that weights move key for key. Source: Radford et al. 2021, section 2.4; Vaswani et al. 2017.
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# On a CPU in half precision torch's fused attention is slower than the plain products for short sequences
+# (docs/log.md, 2026-11-23); from this many tokens on its smaller memory wins.
+FUSED_ATTENTION_FROM = 256
+
+
+class QuickGELU(nn.Module):
+    """OpenAI's approximation of GELU, x * sigmoid(1.702 x); their published weights need it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one packed projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """[batch, tokens, width] -> the same shape; `causal` hides what stands after each token."""
+        batch, tokens, width = x.shape
+        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = packed.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        if x.device.type != "cpu" or tokens >= FUSED_ATTENTION_FROM:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        else:
+            mixed = _short_attention(query, key, value, causal)
+        joined: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return joined
+
+
+def _short_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V, written out; [batch, heads, tokens, head width] -> the same shape."""
+    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+    if causal:
+        tokens = scores.shape[-1]
+        hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer perceptron, each added to the stream after a layer norm of its input."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, mlp_width),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(mlp_width, width),
+            )
+        )
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        x = x + self.attn(self.ln_1(x), causal)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class Transformer(nn.Module):
+    """A stack of blocks."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp_width: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, heads, mlp_width, quick_gelu) for _ in range(layers))
+        self.initialise(width, layers)
+
+    def initialise(self, width: int, layers: int) -> None:
+        """Scaled normal weights, the residual branches smaller with depth (OpenAI CLIP, `initialize_parameters`)."""
+        residual_std = width**-0.5 * (2 * layers) ** -0.5
+        for module in self.resblocks:
+            assert isinstance(module, Block)
+            nn.init.normal_(module.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(module.attn.out_proj.weight, std=residual_std)
+            nn.init.normal_(module.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(module.mlp.c_proj.weight, std=residual_std)
+            for linear in (module.attn.out_proj, module.mlp.c_fc, module.mlp.c_proj):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        for block in self.resblocks:
+            x = block(x, causal)
+        return x

@@ -1,0 +1,177 @@
+"""Every setting of a run: its type, unit, bounds and default. No torch, no numpy.
+
+A recipe file states only what differs from these defaults; `docs/settings.md` is generated from this file.
+Values are strict: "true" is no boolean, 1.5 is no integer.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Colour = tuple[float, float, float]
+Activation = Literal["gelu", "quick_gelu"]
+
+
+class Settings(BaseModel):
+    """The base of every section: frozen, strict, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class DataSettings(Settings):
+    """Where the rows come from."""
+
+    folder: str = Field("data/openmoji", description="folder of shards, as `pocketclip pack` writes it")
+    split: str = Field("train", description="the split to train on: the shards named SPLIT-*.tar")
+    workers: Natural = Field(0, description="processes that decode images; 0 decodes in the training process")
+    cache: bool = Field(
+        False, description="keep decoded images in memory (size x size x 3 bytes each); for sets that fit"
+    )
+
+
+class ImageSettings(Settings):
+    """How bytes become pixels, in training and in evaluation alike."""
+
+    size: Positive = Field(224, description="side of the square that the model sees, pixels")
+    mean: Colour = Field(
+        (0.48145466, 0.4578275, 0.40821073), description="subtracted from red, green, blue in 0-1 (default: OpenAI's)"
+    )
+    std: Colour = Field(
+        (0.26862954, 0.26130258, 0.27577711), description="what they are then divided by (default: OpenAI's)"
+    )
+    shift: Share = Field(0.0, description="training only: random shift, at most this share of the side, edges repeated")
+    flip: bool = Field(False, description="training only: mirror half of the images; wrong where captions say left")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(value <= 0 for value in self.std):
+            raise ValueError("image.std must be above 0")
+        return self
+
+
+class TokenizerSettings(Settings):
+    """The byte-level byte-pair vocabulary."""
+
+    vocabulary_size: Annotated[int, Field(ge=258)] = Field(
+        16384, description="entries: 256 bytes, 2 special tokens, the rest merges"
+    )
+    lowercase: bool = Field(True, description="fold capitals before splitting, as OpenAI's tokenizer does")
+
+
+class TransformerSettings(Settings):
+    """The size of one tower's transformer."""
+
+    width: Positive = Field(512, description="width of the tower")
+    layers: Positive = Field(12, description="number of blocks")
+    heads: Positive = Field(8, description="attention heads; must divide the width")
+    mlp_ratio: Annotated[float, Field(gt=0)] = Field(4.0, description="width of the perceptron, in tower widths")
+    activation: Activation = Field("gelu", description="`quick_gelu` for OpenAI's weights")
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the perceptron inside each block."""
+        return int(self.width * self.mlp_ratio)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        return self
+
+
+class ImageTowerSettings(TransformerSettings):
+    """The vision transformer."""
+
+    width: Positive = Field(768, description="width of the tower")
+    heads: Positive = Field(12, description="attention heads; must divide the width")
+    patch_size: Positive = Field(32, description="side of the square that becomes one token, pixels; must divide size")
+    stem_channels: tuple[Positive, ...] = Field(
+        (), description="channels of stride-2 convolutions before the tokens, e.g. [48, 96, 192]; empty: plain patches"
+    )
+    pool: Literal["class", "mean"] = Field("class", description="read a class token, or the mean over all tokens")
+
+    @property
+    def stem_stride(self) -> int:
+        """How many pixels one position after the stem stands for, per side."""
+        return int(2 ** len(self.stem_channels))
+
+    @model_validator(mode="after")
+    def _stem_divides_patch(self) -> Self:
+        if self.patch_size % self.stem_stride:
+            raise ValueError(
+                f"patch_size = {self.patch_size} is no multiple of the stem's stride, {self.stem_stride} "
+                f"(2 to the number of stem_channels)"
+            )
+        return self
+
+
+class TextTowerSettings(TransformerSettings):
+    """The causal text transformer."""
+
+    context_length: Annotated[int, Field(ge=3)] = Field(
+        77, description="longest caption, tokens, with start and end; longer ones are cut"
+    )
+
+
+class ModelSettings(Settings):
+    """Where the towers meet."""
+
+    embedding_width: Positive = Field(512, description="width of the shared space")
+    initial_temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="learned from this value on")
+    max_logit_scale: Annotated[float, Field(ge=1)] = Field(100.0, description="upper bound of 1 / temperature")
+
+
+class TrainSettings(Settings):
+    """The optimisation."""
+
+    batch_size: Annotated[int, Field(ge=2)] = Field(128, description="pairs a step")
+    epochs: Positive = Field(32, description="passes over the training rows")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak, reached after the warm-up")
+    final_learning_rate: Share = Field(0.0, description="where the cosine ends, as a share of the peak")
+    warmup: Share = Field(0.05, description="share of the run in which the rate rises to its peak")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.2, description="on matrices; never on biases, norms, embeddings")
+    beta_1: Share = Field(0.9, description="AdamW's decay of the mean")
+    beta_2: Share = Field(0.98, description="AdamW's decay of the variance")
+    epsilon: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's epsilon")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients longer than this are shortened to it")
+    label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="`auto`: bfloat16 autocast where the chip has units for it, float32 elsewhere"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="`auto`: CUDA, then Apple's GPU, then CPU")
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="minutes between checkpoints")
+
+
+class EvaluateSettings(Settings):
+    """What is measured after training."""
+
+    splits: tuple[str, ...] = Field((), description="splits of data.folder to evaluate; empty: none")
+    batch_size: Positive = Field(256, description="images or captions at a time")
+
+
+class Recipe(Settings):
+    """A whole run. The same recipe and the same data give the same weights on the same machine."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "clip", description="the run's folder is runs/NAME"
+    )
+    seed: Natural = Field(0, description="of the initial weights, the shuffle and the augmentation")
+    data: DataSettings = DataSettings()
+    image: ImageSettings = ImageSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    image_tower: ImageTowerSettings = ImageTowerSettings()
+    text_tower: TextTowerSettings = TextTowerSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _patches_fill_image(self) -> Self:
+        if self.image.size % self.image_tower.patch_size:
+            raise ValueError(
+                f"image_tower.patch_size = {self.image_tower.patch_size} does not divide image.size = {self.image.size}"
+            )
+        return self

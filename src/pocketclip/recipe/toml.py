@@ -1,0 +1,116 @@
+"""Recipe files and `key=value` overrides <-> `Recipe`, with errors that name the key."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from pocketclip.errors import RecipeError
+from pocketclip.recipe.schema import Recipe, Settings
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply overrides.
+
+    path: a TOML file; a bare name such as "quickstart" means a recipe that comes with the package.
+    overrides: "section.key=value", the value written as in TOML; quotes around plain text may be left out.
+
+    Raises RecipeError for a missing or malformed file, an unknown key (with the nearest known one), a wrong
+    type, a value out of bounds or values that contradict each other.
+    """
+    found = _find(Path(path))
+    try:
+        values = tomllib.loads(found.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    for override in overrides:
+        _apply(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
+    """Nested values -> a checked recipe; `source` is named in errors."""
+    try:
+        return Recipe.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"{source}: {_explain(dict(e))}" for e in error.errors())) from None
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The complete recipe, every default included, as TOML."""
+    return tomli_w.dumps(recipe.model_dump(mode="json"))
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """The dotted keys in which two recipes differ."""
+    first, second = dict(_flat(one.model_dump())), dict(_flat(other.model_dump()))
+    return [key for key in first if first[key] != second[key]]
+
+
+def known_settings(section: type[Settings] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of the schema with its field, in order."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from known_settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if path.suffix == "" and path.parent == Path("."):
+        packaged = resources.files("pocketclip") / "recipes" / f"{path.name}.toml"
+        beside = Path("recipes") / f"{path.name}.toml"
+        for candidate in (beside, cast(Path, packaged)):
+            if candidate.is_file():
+                return candidate
+    raise RecipeError(f"{path}: no such recipe file; recipes/ holds the ones that come with PocketCLIP")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"{override!r} is no override; write key=value, for example train.epochs=5")
+    *sections, last = key.strip().split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"override {key}: {section} is a value, not a section")
+    try:
+        target[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        target[last] = text
+
+
+def _explain(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        names = [name for name, _ in known_settings()]
+        close = difflib.get_close_matches(key, [*names, *{name.split(".")[0] for name in names}], n=1, cutoff=0.4)
+        if not close:  # the right name in the wrong section
+            close = [name for name in names if name.split(".")[-1] == key.split(".")[-1]][:1]
+        hint = f"; did you mean {close[0]}?" if close else "; docs/settings.md lists all keys"
+        return f"{key}: unknown key{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
