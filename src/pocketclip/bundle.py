@@ -1,9 +1,9 @@
 """A trained model in one folder: all that leaves training, and all that evaluation, search and export read.
 
-    model.safetensors        the weights
-    recipe.toml              the complete recipe: sizes, preprocessing, how it was trained
-    tokenizer.json           the vocabulary; with tokenizer_config.json it loads in transformers.AutoTokenizer
-    bundle.json              format, training summary, SHA-256 of every other file
+model.safetensors        the weights
+recipe.toml              the complete recipe: sizes, preprocessing, how it was trained
+tokenizer.json           the vocabulary; with tokenizer_config.json it loads in transformers.AutoTokenizer
+bundle.json              format, training summary, SHA-256 of every other file
 """
 
 import json

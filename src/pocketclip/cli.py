@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pocketclip.errors import DataError, PocketCLIPError
+from pocketclip.errors import DataError, PocketCLIPError, Stopped
 
 app = typer.Typer(
     name="pocketclip",
@@ -118,9 +118,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and
 
 
 @app.command()
-def quickstart(
-    recipe: RecipeFile = "quickstart", overrides: Overrides = None, runs: RunsFolder = Path("runs")
-) -> None:
+def quickstart(recipe: RecipeFile = "quickstart", overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
     """The whole pipeline on the embedded data set, from nothing to a report; stages already done are kept."""
     from pocketclip.recipe.toml import load_recipe
 
@@ -138,31 +136,12 @@ def quickstart(
 
 
 def main() -> None:
-    """Run the command line; a mistake is one line on stderr and exit code 2."""
+    """Run the command line: a mistake is one line on stderr and exit code 2, a stopped training exit code 130."""
     try:
-        app(standalone_mode=False)
+        app()
     except PocketCLIPError as error:
-        _fail(str(error))
-    except Exception as error:
-        _end(error)
-
-
-def _end(error: Exception) -> None:
-    """Exit as the command-line library, or a stopped training, asks; anything else is a fault of ours."""
-    import click
-
-    if isinstance(error, click.exceptions.Exit):
-        sys.exit(error.exit_code)
-    if isinstance(error, click.ClickException):
-        _fail(error.format_message())
-    if isinstance(error, click.Abort):
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(2)
+    except Stopped as stopped:
+        console.print(escape(str(stopped)), highlight=False)
         sys.exit(130)
-    if type(error).__name__ == "Stopped":
-        console.print(escape(str(error)), highlight=False)
-        sys.exit(130)
-    raise error
-
-
-def _fail(message: str) -> None:
-    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
-    sys.exit(2)

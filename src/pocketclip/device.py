@@ -35,7 +35,7 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[device]:
-        raise TrainingError(f"train.device = {device!r}: this machine (or this build of torch) has none; use \"auto\"")
+        raise TrainingError(f'train.device = {device!r}: this machine (or this build of torch) has none; use "auto"')
     chosen = torch.device(device)
     return Device(chosen, has_bfloat16(chosen) if precision == "auto" else precision == "bfloat16")
 

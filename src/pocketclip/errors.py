@@ -39,3 +39,7 @@ class CheckpointError(PocketCLIPError):
 
 class TrainingError(PocketCLIPError):
     """Training that cannot start or go on."""
+
+
+class Stopped(Exception):
+    """No error: training was asked to stop and has saved its state; the message says how to go on."""

@@ -5,7 +5,7 @@ the files load in `transformers.AutoTokenizer`.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +117,7 @@ class _Counted:
     def __init__(self, items: Iterable[str]) -> None:
         self.items, self.seen = items, 0
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         for item in self.items:
             self.seen += 1
             yield item

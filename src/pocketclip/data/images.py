@@ -4,6 +4,7 @@ Images come from outside, so size and format are judged from the bytes before an
 """
 
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
-# Pillow's own guard only warns between its limit and twice that; ours refuses.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
 class BadImage(Exception):
@@ -31,8 +30,9 @@ def open_image(data: bytes) -> Image.Image:
     Raises BadImage with one of a few fixed reasons.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage(f"more than {MAX_PIXELS} pixels") from None
     except Exception:
         raise BadImage("no JPEG, PNG or WebP") from None

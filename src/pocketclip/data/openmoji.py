@@ -43,17 +43,18 @@ JOINER, EMOJI_STYLE, RIGHTWARDS = 0x200D, 0xFE0F, 0x27A1
 FEMALE, MALE = 0x2640, 0x2642
 ADULTS = (0x1F468, 0x1F469, 0x1F9D1)
 PEOPLE = (*ADULTS, 0x1F466, 0x1F467, 0x1F9D2)
-# Sequences that draw one idea under several bases: couples, kisses, families, pairs of dancers and wrestlers.
-SAME_BASE = {
-    (0x1F491,): "people+2764",
-    (0x1F48F,): "people+2764-1F48B",
-    (0x1F46B,): "people+1F91D",
-    (0x1F46C,): "people+1F91D",
-    (0x1F46D,): "people+1F91D",
-    (0x1F46A,): "people+",
-    (0x1F46F,): "people+1F430",
-    (0x1F93C,): "people+1FAEF",
+# What joins two or more people in a sequence -> the single code point of the same picture, which is its base.
+BETWEEN_PEOPLE = {
+    (): 0x1F46A,  # family
+    (0x2764,): 0x1F491,  # couple with heart
+    (0x2764, 0x1F48B): 0x1F48F,  # kiss
+    (0x1F91D,): 0x1F46B,  # holding hands
+    (0x1F430,): 0x1F46F,  # bunny ears
+    (0x1FAEF,): 0x1F93C,  # wrestling
 }
+# Two men, and two women, holding hands have code points of their own.
+SAME_BASE = {0x1F46C: 0x1F46B, 0x1F46D: 0x1F46B}
+ADULT = "1F9D1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Emoji:
     @property
     def key(self) -> str:
         """The sequence as OpenMoji writes it: "1F469-1F3FD-200D-1F692"."""
-        return "-".join(f"{point:04X}" for point in self.sequence)
+        return _points(self.sequence)
 
     @property
     def toned(self) -> bool:
@@ -80,33 +81,33 @@ class Emoji:
 def base_of(sequence: tuple[int, ...]) -> tuple[str, bool]:
     """The base of a Unicode sequence, and whether the sequence modifies it.
 
-    The base is what is left without skin tones, hair, gender signs and direction. A man, a woman or a
-    person before a role stand for the same base, "people+ROLE".
+    The base is what is left without skin tones, hair, gender signs and direction. A role (firefighter, person in a
+    wheelchair) modifies an adult, so that all adults are one base.
     """
     ignored = (JOINER, EMOJI_STYLE, RIGHTWARDS, FEMALE, MALE)
     core = tuple(p for p in sequence if p not in SKIN_TONES and p not in HAIR and p not in ignored)
     stripped = tuple(p for p in sequence if p not in (JOINER, EMOJI_STYLE))
+    people = [p for p in core if p in PEOPLE]
+    rest = tuple(p for p in core if p not in PEOPLE)
     if not core:  # a modifier on its own: the arrow, a swatch of skin
         return _points(stripped), False
-    if core in SAME_BASE:
-        return SAME_BASE[core], core != stripped
-    rest = tuple(p for p in core if p not in PEOPLE)
-    if len(core) > 1 and core[0] in PEOPLE:
-        return "people+" + _points(rest), True
+    if len(people) >= 2:
+        return _point(BETWEEN_PEOPLE[rest]), True
     if core[0] in ADULTS:
-        return "people", core != stripped or core[0] != 0x1F9D1
-    return _points(core), core != stripped
+        return ADULT, _points(stripped) != ADULT
+    return _points([SAME_BASE.get(point, point) for point in core]), core != stripped
 
 
 def group_of(sequence: tuple[int, ...], base: str, toned_bases: set[str], gendered_bases: set[str]) -> str:
     """A coarse class of pictures, for accuracy by group."""
     if sequence[0] in REGIONAL_INDICATORS or sequence[0] in (0x1F3F3, 0x1F3F4):
         return "flags"
-    if base in ("people+2764", "people+2764-1F48B", "people+1F91D", "people+", "people+1F430", "people+1FAEF"):
+    if base in map(_point, BETWEEN_PEOPLE.values()):
         return "couples and families"
-    if base.startswith("people+"):
+    looks = (*ADULTS, *SKIN_TONES, *HAIR, JOINER)
+    if base == ADULT and any(point not in looks for point in sequence):
         return "roles"
-    if base == "people" or base in gendered_bases:
+    if base == ADULT or base in gendered_bases:
         return "people"
     if base in toned_bases:
         return "hands and bodies"
@@ -170,8 +171,8 @@ def assign_splits(merged: list[list[Emoji]]) -> dict[str, str]:
     split: dict[str, str] = {}
     for same in merged:
         first = same[0]
-        # Adults without a role stay in train: they are what teaches the words for gender and hair.
-        if first.base != "people" and _share("base " + family[first.base]) < UNSEEN_SHARE:
+        # Adults are in train whatever the hash says: they teach the words for gender, hair and role.
+        if first.base != ADULT and _share("base " + family[first.base]) < UNSEEN_SHARE:
             split[first.key] = "unseen"
         elif all(entry.modified for entry in same) and _share(first.key) < COMPOSITIONS_SHARE:
             split[first.key] = "compositions"
@@ -246,8 +247,12 @@ def _words(same: Iterable[Emoji]) -> set[str]:
     return {word.casefold() for entry in same for caption in entry.captions for word in caption.split()}
 
 
+def _point(point: int) -> str:
+    return f"{point:04X}"
+
+
 def _points(sequence: Iterable[int]) -> str:
-    return "-".join(f"{point:04X}" for point in sequence)
+    return "-".join(map(_point, sequence))
 
 
 def _share(text: str) -> float:

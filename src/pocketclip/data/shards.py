@@ -122,7 +122,7 @@ class Shard:
         if not index.exists():
             write_index(path)
         try:
-            with np.load(index, allow_pickle=False) as arrays:
+            with index.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 tar_size, self.keys, self.spans = int(arrays["tar_size"]), arrays["keys"], arrays["spans"]
                 self.dropped = [str(text) for text in arrays["dropped"]]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

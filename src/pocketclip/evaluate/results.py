@@ -1,8 +1,8 @@
 """What an evaluation leaves on disk, and how to read it back; no torch.
 
-    results.json                every figure, with its chance level
-    SPLIT-predictions.jsonl     a line an image: its captions, its rank, its five best captions with cosines
-    embeddings.npz              the captions with their embeddings, and the images' for each split
+results.json                every figure, with its chance level
+SPLIT-predictions.jsonl     a line an image: its captions, its rank, its five best captions with cosines
+embeddings.npz              the captions with their embeddings, and the images' for each split
 """
 
 import json

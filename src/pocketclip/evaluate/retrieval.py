@@ -20,4 +20,3 @@ def recall(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]])
     to_text, to_image = ranks(images, texts, true), ranks(texts, images, owners)
     found = {f"image_to_text_recall@{k}": top_k(to_text, k) for k in CUTS}
     return found | {f"text_to_image_recall@{k}": top_k(to_image, k) for k in CUTS}
-

@@ -50,7 +50,9 @@ def evaluate_splits(
     known = splits_in(folder)
     for name in names:
         if name not in known:
-            raise DataError(f"evaluate.splits: {name!r} is not in {folder}, which has {', '.join(known) or 'no shards'}")
+            raise DataError(
+                f"evaluate.splits: {name!r} is not in {folder}, which has {', '.join(known) or 'no shards'}"
+            )
     candidates = list(dict.fromkeys(caption for name in known for caption in Split(folder, name).every_caption()))
     texts = bundle.encode_texts(candidates).numpy()
     arrays: dict[str, NDArray[Any]] = {"captions": np.array(candidates), "texts": texts.astype(np.float16)}

@@ -62,4 +62,5 @@ class ImageTower(nn.Module):
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
         x = self.transformer(x)
         x = x[:, 0] if self.pool == "class" else x.mean(dim=1)
-        return self.ln_post(x) @ self.proj
+        embeddings: Tensor = self.ln_post(x) @ self.proj
+        return embeddings

@@ -5,7 +5,6 @@ that weights move key for key. Source: Radford et al. 2021, section 2.4; Vaswani
 """
 
 import math
-from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +56,21 @@ def _short_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) ->
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
+class Perceptron(nn.Module):
+    """Two linear layers with an activation between them, on each token alone."""
+
+    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.gelu = QuickGELU() if quick_gelu else nn.GELU()
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        output: Tensor = self.c_proj(self.gelu(self.c_fc(x)))
+        return output
+
+
 class Block(nn.Module):
     """Attention, then a two-layer perceptron, each added to the stream after a layer norm of its input."""
 
@@ -65,19 +79,13 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, mlp_width),
-                gelu=QuickGELU() if quick_gelu else nn.GELU(),
-                c_proj=nn.Linear(mlp_width, width),
-            )
-        )
+        self.mlp = Perceptron(width, mlp_width, quick_gelu)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """[batch, tokens, width] -> the same shape."""
         x = x + self.attn(self.ln_1(x), causal)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        mixed: Tensor = x + self.mlp(self.ln_2(x))
+        return mixed
 
 
 class Transformer(nn.Module):

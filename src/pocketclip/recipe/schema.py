@@ -24,7 +24,7 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Where the rows come from."""
 
-    folder: str = Field("data/openmoji", description="folder of shards, as `pocketclip pack` writes it")
+    folder: str = Field("data", description="folder of shards, as `pocketclip pack` writes it")
     split: str = Field("train", description="the split to train on: the shards named SPLIT-*.tar")
     workers: Natural = Field(0, description="processes that decode images; 0 decodes in the training process")
     cache: bool = Field(
@@ -132,7 +132,9 @@ class TrainSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak, reached after the warm-up")
     final_learning_rate: Share = Field(0.0, description="where the cosine ends, as a share of the peak")
     warmup: Share = Field(0.05, description="share of the run in which the rate rises to its peak")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.2, description="on matrices; never on biases, norms, embeddings")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.2, description="on matrices; never on biases, norms, embeddings"
+    )
     beta_1: Share = Field(0.9, description="AdamW's decay of the mean")
     beta_2: Share = Field(0.98, description="AdamW's decay of the variance")
     epsilon: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's epsilon")
@@ -141,7 +143,9 @@ class TrainSettings(Settings):
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`auto`: bfloat16 autocast where the chip has units for it, float32 elsewhere"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="`auto`: CUDA, then Apple's GPU, then CPU")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="`auto`: CUDA, then Apple's GPU, then CPU"
+    )
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="minutes between checkpoints")
 
 

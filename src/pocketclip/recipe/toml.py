@@ -68,10 +68,10 @@ def known_settings(section: type[Settings] = Recipe, prefix: str = "") -> Iterat
 def _find(path: Path) -> Path:
     if path.is_file():
         return path
-    if path.suffix == "" and path.parent == Path("."):
+    if path.suffix == "" and path.parent == Path():
         packaged = resources.files("pocketclip") / "recipes" / f"{path.name}.toml"
         beside = Path("recipes") / f"{path.name}.toml"
-        for candidate in (beside, cast(Path, packaged)):
+        for candidate in (beside, cast("Path", packaged)):
             if candidate.is_file():
                 return candidate
     raise RecipeError(f"{path}: no such recipe file; recipes/ holds the ones that come with PocketCLIP")

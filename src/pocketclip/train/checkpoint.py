@@ -45,7 +45,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             f"{path}: cannot be written ({reason}); "
             + (f"{kept[-1].name} is kept: make room, then the same command goes on" if kept else "make room first")
         ) from None
-    for older in _saved(folder)[:-1]:
+    unfinished = folder.glob(".step-*.part")  # a killed process leaves one
+    for older in (*_saved(folder)[:-1], *unfinished):
         shutil.rmtree(older, ignore_errors=True)
 
 

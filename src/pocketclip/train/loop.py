@@ -23,7 +23,7 @@ from pocketclip.data.batches import Batch, TrainingBatches, load_batches
 from pocketclip.data.images import normalise
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device, describe_environment
-from pocketclip.errors import CheckpointError, TokenizerError, TrainingError
+from pocketclip.errors import CheckpointError, Stopped, TokenizerError, TrainingError
 from pocketclip.files import whole_file
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
@@ -38,17 +38,13 @@ from pocketclip.train.schedule import learning_rate
 LOG_EVERY = 10
 
 
-class Stopped(Exception):
-    """Training was asked to stop and has saved its state; the message says how to go on."""
-
-
 class Learner:
     """A model with its optimizer on a device: what one step needs."""
 
     def __init__(self, recipe: Recipe, device: Device, steps: int) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.steps = recipe, device, steps
-        self.model = CLIP(recipe).to(device.device, memory_format=torch.channels_last).train()
+        self.model = CLIP(recipe).to(device.device).train()
         self.optimizer = build_optimizer(self.model, recipe.train)
 
     def step(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
@@ -154,31 +150,30 @@ class Run:
 
     def go(self) -> None:
         """Train from `start` to the end of the run, saving on the way."""
-        steps, metrics = self.learner.steps, MetricsLog(self.folder / "metrics.jsonl", self.tally.metrics_bytes)
-        began = saved = time.monotonic()
-        before = self.tally.seconds
-        losses: list[Tensor] = []
+        steps = self.learner.steps
         lines = ProgressLine(self.console, steps, self.start)
-        with stop_requested() as stop, lines:
-            for number, batch in enumerate(
-                load_batches(self.batches, self.start, steps, self.recipe.data.workers), start=self.start
-            ):
-                loss, gradient = self.learner.step(batch, number)
+        log = MetricsLog(self.folder / "metrics.jsonl", self.tally.metrics_bytes)
+        batches = load_batches(self.batches, self.start, steps, self.recipe.data.workers)
+        before, losses = self.tally.seconds, list[Tensor]()
+        began = saved = time.monotonic()
+        with stop_requested() as stop, log as metrics, lines:
+            for done, batch in enumerate(batches, start=self.start + 1):
+                loss, gradient = self.learner.step(batch, done - 1)
                 losses.append(loss)
                 self._count(batch)
-                done = number + 1
-                if done % LOG_EVERY == 0 or done == steps or stop.is_set():
+                stopping = stop.is_set() and done < steps
+                if done % LOG_EVERY == 0 or done == steps or stopping:
                     self.tally.seconds = before + time.monotonic() - began
                     self._log(metrics, lines, done, losses, float(gradient))
                     losses = []
-                if stop.is_set() and done < steps:
-                    self._save(metrics, done)
-                    raise Stopped(f"stopped after step {done} of {steps}, saved in {self.folder}; the same command goes on")
-                if time.monotonic() - saved > self.recipe.train.checkpoint_minutes * 60 and not losses:
+                due = time.monotonic() - saved > self.recipe.train.checkpoint_minutes * 60
+                if stopping or done == steps or (due and not losses):
                     self._save(metrics, done)
                     saved = time.monotonic()
-            self._save(metrics, steps)
-        metrics.close()
+                if stopping:
+                    raise Stopped(
+                        f"stopped after step {done} of {steps}, saved in {self.folder}; the same command goes on"
+                    )
 
     def _count(self, batch: Batch) -> None:
         assert self.tally.dropped is not None
@@ -189,8 +184,8 @@ class Run:
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss) or not math.isfinite(gradient):
             raise TrainingError(
-                f"the loss became {loss} between steps {done - len(losses) + 1} and {done}; nothing was saved since the "
-                f"last checkpoint; try a lower train.learning_rate or a longer train.warmup"
+                f"the loss became {loss} between steps {done - len(losses) + 1} and {done}; "
+                f"nothing was saved since the last checkpoint; try a lower train.learning_rate or a longer train.warmup"
             )
         self.tally.loss = loss
         rate = self.tally.pairs / self.tally.seconds
@@ -275,7 +270,7 @@ def stop_requested() -> Iterator[threading.Event]:
         return
     previous: dict[signal.Signals, Any] = {}
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request(_number: int, _frame: FrameType | None) -> None:
         stop.set()
         for one, handler in previous.items():
             signal.signal(one, handler)

@@ -1,0 +1,67 @@
+"""docs/settings.md from the schema: `python -m pocketclip.recipe.document > docs/settings.md`."""
+
+import sys
+import types
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from pocketclip.recipe.toml import known_settings
+
+HEAD = """# Settings
+
+Every key that a recipe can hold, with its type, its bounds and its default. This page is generated from
+`src/pocketclip/recipe/schema.py` by `python -m pocketclip.recipe.document`; a test holds the two together.
+
+A recipe file states only what differs from these defaults; on the command line any key can be given as
+`section.key=value`, for example `pocketclip train quickstart train.epochs=5 name=short`.
+"""
+
+
+def settings_page() -> str:
+    """The whole page, Markdown."""
+    lines, section = [HEAD], None
+    for key, field in known_settings():
+        name, _, _ = key.rpartition(".")
+        if name != section:
+            section = name
+            lines.append(f"\n## {'[' + section + ']' if section else 'The run'}\n")
+            lines.append("| key | type | default | meaning |\n|---|---|---|---|")
+        default = _as_toml(field.default)
+        lines.append(f"| `{key}` | {_type(field)} | `{default}` | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type(field: FieldInfo) -> str:
+    bounds = []
+    for constraint in field.metadata:
+        for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            if getattr(constraint, name, None) is not None:
+                bounds.append(f"{sign} {getattr(constraint, name)}")
+    return " ".join([_type_name(field.annotation), ", ".join(bounds)]).strip()
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " or ".join(f'`"{value}"`' for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        parts = get_args(annotation)
+        inner = _type_name(parts[0])
+        return f"list of {inner}" if parts[-1] is types.EllipsisType or parts[-1] is ... else f"{len(parts)} {inner}s"
+    return {int: "integer", float: "number", str: "text", bool: "boolean"}[annotation]
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_as_toml, value)) + "]"
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_page())

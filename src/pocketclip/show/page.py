@@ -1,0 +1,206 @@
+"""The report's page: HTML with its style and pictures inside, so that one file can be mailed, printed and kept."""
+
+import base64
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from pocketclip.evaluate.results import Result
+from pocketclip.show.plots import percent
+from pocketclip.show.run import FinishedRun
+
+# The policy forbids scripts and every other host, whatever the data may say.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem }
+body { color: #111; background: #fff }
+h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .5rem }
+h1 { margin-top: 0 }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: top }
+th:first-child, td:first-child, .facts td, td.words { text-align: left }
+.facts th { text-align: left; font-weight: 600; white-space: nowrap }
+.facts td { overflow-wrap: anywhere }
+figure { margin: 1.5rem 0 2.5rem }
+figure img { display: block; width: 672px; max-width: none; height: auto }
+figcaption { font-size: .9375rem; color: #333 }
+pre { overflow-x: auto; background: #f4f4f4; padding: .75rem; font-size: .8125rem }
+summary { cursor: pointer; font-weight: 600 }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt }
+  figure, tr, pre { break-inside: avoid }
+  h2, h3 { break-after: avoid }
+  figure img { max-width: 100% }
+  .wide { overflow: visible }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its numbers.
+
+    name: the stem of its file. reading: one sentence that says how to read it.
+    data_name, data: the file beside it with the numbers that it shows.
+    """
+
+    name: str
+    title: str
+    reading: str
+    png: bytes
+    data_name: str
+    data: str
+
+
+def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:
+    """The whole page; all that comes from files is escaped."""
+    name = escape(run.recipe.name)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{name}: a PocketCLIP run</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{name}</h1>
+<p>{escape(_sentence(run))}</p>
+{_results(run.results)}
+{_dropped(run.results)}
+<h2>Training facts</h2>
+{_facts(_training(run))}
+<h2>Figures</h2>
+{"".join(_figure(picture) for picture in pictures)}
+<h2>The recipe</h2>
+<details><summary>All settings of this run</summary><pre>{escape(run.recipe_text)}</pre></details>
+<h2>The data</h2>
+{_attribution(run.manifest)}
+<h2>To make it again</h2>
+<p>With the recipe above saved as <code>recipe.toml</code>:</p>
+<pre>{escape(_commands(run))}</pre>
+</body>
+</html>
+"""
+
+
+def _sentence(run: FinishedRun) -> str:
+    recipe, training = run.recipe, run.training
+    size = "" if run.parameters is None else f" of {_counted(run.parameters)} parameters"
+    epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
+    return (
+        f"A CLIP{size}, trained from scratch on {training['pairs']:,} image-caption pairs ({epochs} of split "
+        f"“{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
+        f"{run.environment.get('device', 'an unknown device')}."
+    )
+
+
+def _results(results: Iterable[Result]) -> str:
+    heads = ("Split", "Images", "Candidate captions", "Top-1", "Top-5", "Chance top-1", "Chance top-5")
+    recalls = {"Image → caption R@1": "image_to_text_recall@1", "Caption → image R@1": "text_to_image_recall@1"}
+    lines = []
+    for result in results:
+        shares = (result.top_1, result.top_5, result.chance_top_1, result.chance_top_5)
+        cells = [result.benchmark, f"{result.images:,}", f"{result.candidates:,}", *map(percent, shares)]
+        cells += [percent(result.recall[name]) for name in recalls.values()]
+        dropped = sum(result.dropped.values())
+        lines.append([*cells, f"{dropped:,}"])
+    return _table([*heads, *recalls, "Dropped images"], lines)
+
+
+def _dropped(results: Iterable[Result]) -> str:
+    lines = [f"<li>{escape(result.benchmark)}: {_reasons(result.dropped)}</li>" for result in results if result.dropped]
+    return f"<p>Images that could not be evaluated:</p>\n<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    return escape(", ".join(f"{count:,} × {reason}" for reason, count in dropped.items()))
+
+
+def _training(run: FinishedRun) -> dict[str, Any]:
+    """What to know about the run, as escaped text or HTML; what the files do not say is left out."""
+    training, environment, settings = run.training, run.environment, run.recipe.train
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
+    facts = {
+        "Time": f"{duration(training['seconds'])} for {training['steps']:,} steps of {settings.batch_size:,} pairs",
+        "Speed": f"{training['pairs'] / training['seconds']:,.0f} pairs/s" if training["seconds"] else None,
+        "Loss at the end": f"{training['loss']:.3f} (chance: {math.log(settings.batch_size):.3f})",
+        "Parameters": None if run.parameters is None else f"{run.parameters:,}",
+        "Device": environment.get("device"),
+        "Precision": environment.get("precision"),
+        "Memory": f"{max(line['memory_mb'] for line in run.metrics):,.0f} MB at most",
+        "Machine": ", ".join(
+            str(environment[key]) + unit
+            for key, unit in (("processor", ""), ("cores", " cores"), ("threads", " threads"), ("system", ""))
+            if environment.get(key)
+        ),
+        "Versions": f"Python {environment.get('python', 'unknown')}, {versions}",
+    }
+    known = {name: escape(str(value)) for name, value in facts.items() if value}
+    return known | {"Dropped rows": _reasons(training.get("dropped") or {}) or "none"}
+
+
+def _figure(picture: Picture) -> str:
+    encoded = base64.b64encode(picture.png).decode()
+    title, reading = escape(picture.title), escape(picture.reading)
+    return f"""<figure>
+<h3>{title}</h3>
+<div class="wide"><img src="data:image/png;base64,{encoded}" alt="{title}. {reading}"></div>
+<figcaption>{reading} <small>(figures/{escape(picture.data_name)})</small></figcaption>
+</figure>
+"""
+
+
+def _attribution(manifest: dict[str, Any]) -> str:
+    given = manifest.get("attribution")
+    if not given:
+        return "<p>The data folder's manifest.json names no author and no licence.</p>"
+    facts = given if isinstance(given, dict) else {"attribution": given}
+    rows = {str(name).replace("_", " ").capitalize(): escape(str(value)) for name, value in facts.items()}
+    return f"<p>The pictures in the figures come from the data set and stay under its licence.</p>\n{_facts(rows)}"
+
+
+def _commands(run: FinishedRun) -> str:
+    folder = shlex.quote(str(run.folder))
+    data = shlex.quote(run.recipe.data.folder)
+    lines = [f"# the shards go into {run.recipe.data.folder}"]
+    if run.manifest.get("source") == "openmoji":
+        lines = [f"pocketclip pack openmoji {data} --size {run.manifest.get('image_size', 72)}"]
+    runs = shlex.quote(str(run.folder.parent))
+    elsewhere = "" if runs == "runs" else f" --runs {runs}"
+    lines += [
+        "pocketclip tokenizer recipe.toml",
+        f"pocketclip train recipe.toml{elsewhere}",
+        f"pocketclip evaluate {folder}/bundle",
+        f"pocketclip report {folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>" for line in lines)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _facts(rows: dict[str, str]) -> str:
+    """A table of names and already escaped values."""
+    body = "\n".join(f'<tr><th scope="row">{escape(name)}</th><td>{value}</td></tr>' for name, value in rows.items())
+    return f'<table class="facts">{body}</table>'
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42 seconds, 3.5 minutes, 2.0 hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _counted(number: int) -> str:
+    return f"{number / 1e6:.1f} million" if number >= 1e6 else f"{number:,}"

@@ -1,0 +1,264 @@
+"""The figures of a report, each drawn from the table that is kept beside it.
+
+Seven inches wide, so that a page shows them at their own size, and no letter smaller than 9 points. Colours are
+Okabe and Ito's, which colour-blind readers tell apart; cividis for matrices.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+from pocketclip.show.run import Pixels
+from pocketclip.show.text import fitted, installed_families
+
+Table = list[dict[str, Any]]
+
+BLUE, SKY, ORANGE, VERMILION, BLACK, PALE = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#000000", "#DDDDDD"
+WIDTH = 7.0  # inches; 672 CSS pixels
+DOTS_PER_INCH = 192  # two dots a CSS pixel
+SMALL = 9.0  # points
+RIGHT = "\N{CHECK MARK}"
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+    """Draw a figure and encode it; the same figure gives the same bytes."""
+    style: dict[Any, Any] = {
+        "font.family": list(installed_families()),
+        "font.size": 10.0,
+        "axes.titlesize": 10.0,
+        "axes.labelsize": 10.0,
+        "legend.fontsize": SMALL,
+        "xtick.labelsize": SMALL,
+        "ytick.labelsize": SMALL,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.parse_math": False,  # captions may hold dollars
+        "axes.formatter.use_mathtext": False,
+    }
+    content = io.BytesIO()
+    with mpl.rc_context(style):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return content.getvalue()
+
+
+def training(table: Table, batch_size: int) -> Figure:
+    """The loss over pairs seen, with its smoothed course and its value at chance; below, the learning rate over steps.
+
+    table: step, pairs, loss, smoothed_loss, learning_rate.
+    """
+    column = {name: [line[name] for line in table] for name in table[0]}
+    chance = float(np.log(batch_size))
+    figure = Figure((WIDTH, 5.2), layout="constrained")
+    loss, rate = figure.subplots(2, 1, height_ratios=(2.4, 1))
+    loss.axhline(chance, color=VERMILION, linestyle="--", label=f"chance, ln({batch_size}) = {chance:.2f}")
+    loss.plot(column["pairs"], column["loss"], color=SKY, linewidth=0.8, marker=".", label="as logged")
+    loss.plot(column["pairs"], column["smoothed_loss"], color=BLUE, linewidth=2, label="smoothed")
+    loss.set(
+        xlabel="image-caption pairs seen",
+        ylabel="contrastive loss (nats)",
+        ylim=(0, 1.05 * max(chance, *column["loss"])),
+    )
+    loss.set_xlim(0, 1.02 * column["pairs"][-1])
+    loss.xaxis.set_major_formatter(EngFormatter(sep=""))
+    loss.legend(frameon=False)
+    rate.plot(column["step"], column["learning_rate"], color=BLUE, marker="." if len(table) < 20 else "")
+    rate.set(xlabel="optimisation steps", ylabel="learning rate", ylim=(0, None))
+    rate.set_xlim(0, 1.02 * column["step"][-1])
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return figure
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Mean over a centred window of about a twentieth of the values, at least three; narrower towards the ends."""
+    half = max(1, len(values) // 40)
+    reach = (min(half, position, len(values) - 1 - position) for position in range(len(values)))
+    return [float(np.mean(values[position - width : position + width + 1])) for position, width in enumerate(reach)]
+
+
+def accuracy(table: Table) -> Figure:
+    """Top-1 and top-5 of each split as bars, each with a mark where blind guessing would end.
+
+    table: split, k, accuracy, chance, the last two in percent.
+    """
+    splits = list(dict.fromkeys(line["split"] for line in table))
+    figure = Figure((WIDTH, 1.1 + 0.75 * len(splits)), layout="constrained")
+    axes = figure.subplots()
+    lines = {f"top-{k}": [line for line in table if line["k"] == k] for k in (1, 5)}
+    right = {label: [line["accuracy"] for line in some] for label, some in lines.items()}
+    _bars(axes, splits, right, {label: [line["chance"] for line in some] for label, some in lines.items()})
+    _percent_axis([axes], 1.55 * max(line["accuracy"] for line in table))
+    axes.set_xlabel("images with a right caption among the first k (%)")
+    _legend(figure, axes)
+    return figure
+
+
+def groups(table: Table) -> Figure:
+    """Top-1 and top-5 of each group of one split.
+
+    table: group, images, top_1, top_5, the last two in percent.
+    """
+    names = [f"{fitted(line['group'], 26)} ({line['images']:,})" for line in table]
+    figure = Figure((WIDTH, 1.1 + 0.5 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    _bars(axes, names, {"top-1": [line["top_1"] for line in table], "top-5": [line["top_5"] for line in table]})
+    _percent_axis([axes], 1.15 * max(line["top_5"] for line in table))
+    axes.set(xlabel="images with a right caption among the first k (%)", ylabel="group (images)")
+    _legend(figure, axes)
+    return figure
+
+
+def recall(table: Table) -> Figure:
+    """Recall@k of each split, from images to captions and from captions to images.
+
+    table: split, direction, k, recall in percent.
+    """
+    splits = list(dict.fromkeys(line["split"] for line in table))
+    directions = list(dict.fromkeys(line["direction"] for line in table))
+    cuts = sorted({line["k"] for line in table})
+    figure = Figure((WIDTH, 1.4 + 0.8 * len(splits)), layout="constrained")
+    panels = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
+    for axes, direction in zip(panels, directions, strict=True):
+        lines = [line for line in table if line["direction"] == direction]
+        _bars(axes, splits, {f"recall@{k}": [line["recall"] for line in lines if line["k"] == k] for k in cuts})
+        axes.set(title=direction, xlabel="found among the first k (%)")
+    _percent_axis(panels, 1.3 * max(line["recall"] for line in table))
+    _legend(figure, panels[0])
+    return figure
+
+
+def cosines(thumbnails: Sequence[Pixels], captions: Sequence[str], matrix: NDArray[np.floating[Any]]) -> Figure:
+    """The cosine of every image with every caption; the right ones lie on the diagonal and are framed.
+
+    matrix: [captions, images]; caption i belongs to image i.
+    """
+    count, cell, left, foot, head = len(captions), 0.47, 2.2, 0.3, 0.55
+    wide, height = count * cell, count * cell + foot + head
+    figure = Figure((WIDTH, height))
+    axes = figure.add_axes((left / WIDTH, foot / height, wide / WIDTH, wide / height))
+    pictures = figure.add_axes((left / WIDTH, (foot + wide) / height, wide / WIDTH, cell / height), sharex=axes)
+    scale = Normalize(float(matrix.min()), float(matrix.max()))
+    axes.imshow(matrix, cmap="cividis", norm=scale, aspect="auto")
+    for (caption, image), value in np.ndenumerate(matrix):
+        weight = "bold" if value == matrix[:, image].max() else "normal"
+        ink = BLACK if scale(value) > 0.5 else "white"
+        axes.text(image, caption, _signed(value), size=SMALL, ha="center", va="center", color=ink, weight=weight)
+    for number, pixels in enumerate(thumbnails):
+        frame = Rectangle((number - 0.46, number - 0.46), 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=2.5)
+        axes.add_patch(frame)
+        pictures.imshow(pixels, extent=(number - 0.46, number + 0.46, 0.04, 0.96), aspect="auto")
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
+    axes.set_yticks(range(count), [fitted(caption, 30, 2) for caption in captions])
+    axes.tick_params(length=0, labelbottom=False)
+    axes.set_xlabel("cosine of image (column) and caption (row)")
+    pictures.set_ylim(0, 1)
+    pictures.axis("off")
+    return figure
+
+
+def rankings(thumbnails: Sequence[Pixels], shown: Sequence[dict[str, Any]], candidates: int) -> Figure:
+    """Images one below the other, each with the captions that the model put first and their cosines as bars.
+
+    shown: captions, rank and bars, as `examples.ranking` gives them.
+    """
+    head, bar, foot = 0.36, 0.2, 0.5
+    band = head + bar * max(len(one["bars"]) for one in shown) + 0.15
+    height = len(shown) * band + foot
+    figure = Figure((WIDTH, height))
+    values = [line["cosine"] for one in shown for line in one["bars"]]
+    limits = min(0.0, *values), max(0.0, *values) or 1.0
+    for number, (pixels, one) in enumerate(zip(thumbnails, shown, strict=True)):
+        top = height - number * band
+        place = f"place {one['rank'] + 1:,} of {candidates:,}"
+        figure.text(
+            0.1 / WIDTH, (top - 0.12) / height, fitted(" / ".join(one["captions"]), 60), weight="bold", va="top"
+        )
+        figure.text(1 - 0.1 / WIDTH, (top - 0.12) / height, place, ha="right", va="top", size=SMALL)
+        image = figure.add_axes((0.1 / WIDTH, (top - head - 0.9) / height, 0.9 / WIDTH, 0.9 / height))
+        image.imshow(pixels)
+        image.axis("off")
+        tall = bar * len(one["bars"])
+        axes = figure.add_axes((1.75 / WIDTH, (top - head - tall) / height, 4.7 / WIDTH, tall / height))
+        _ranked_bars(axes, one["bars"], limits)
+    axes.set_xlabel("cosine of image and caption")
+    axes.tick_params(axis="x", labelbottom=True, length=3)
+    return figure
+
+
+def _ranked_bars(axes: Axes, bars: Sequence[dict[str, Any]], limits: tuple[float, float]) -> None:
+    """One image's captions on bars, from the first place down; the right ones blue and ticked."""
+    side = axes.get_yaxis_transform()
+    for number, bar in enumerate(bars):
+        axes.barh(number, bar["cosine"], height=0.84, color=SKY if bar["right"] else PALE)
+        axes.text(0.01, number, fitted(bar["caption"], 67), transform=side, va="center", size=SMALL, clip_on=True)
+        axes.text(1.02, number, _signed(bar["cosine"], 3), transform=side, va="center", size=SMALL)
+    axes.set_yticks(range(len(bars)), [f"{RIGHT if bar['right'] else ''} {bar['place']:,}" for bar in bars])
+    axes.set(xlim=limits, ylim=(len(bars) - 0.5, -0.5))
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.tick_params(length=0, labelbottom=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def _bars(
+    axes: Axes,
+    names: Sequence[str],
+    series: dict[str, list[float]],
+    chance: dict[str, list[float]] | None = None,
+) -> None:
+    """Horizontal bars in groups, the first name on top, each with its value at its end and a mark at its chance."""
+    thickness = 0.8 / len(series)
+    for number, (label, values) in enumerate(series.items()):
+        places = np.arange(len(names)) + (number - (len(series) - 1) / 2) * thickness
+        axes.barh(places, values, height=0.9 * thickness, color=(BLUE, SKY, ORANGE)[number], label=label)
+        notes, ends = [percent(value) for value in values], values
+        if chance:
+            guessed = chance[label]
+            notes = [f"{note} (chance {percent(value)})" for note, value in zip(notes, guessed, strict=True)]
+            ends = [max(pair) for pair in zip(values, guessed, strict=True)]
+            low, high = places - thickness / 2, places + thickness / 2
+            axes.vlines(guessed, low, high, color=BLACK, linewidth=2, label="" if number else "chance")
+        for note, end, place in zip(notes, ends, places, strict=True):
+            axes.annotate(note, (end, place), (6, 0), textcoords="offset points", va="center", size=SMALL)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+
+
+def _percent_axis(panels: Iterable[Axes], end: float) -> None:
+    """The same scale for all panels, with room for the labels beyond the bars, but no tick above 100 %."""
+    for axes in panels:
+        axes.set_xlim(0, end or 1.0)
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(100, axes.get_xlim()[1])])
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda number: not isinstance(handles[number], BarContainer))
+    figure.legend(
+        [handles[n] for n in order],
+        [labels[n] for n in order],
+        loc="outside upper center",
+        ncols=len(labels),
+        frameon=False,
+    )
+
+
+def percent(value: float) -> str:
+    """A share in percent, one decimal, two where the first would hide it."""
+    return f"{value:.1f} %" if value >= 1 or value == 0 else f"{value:.2f} %"
+
+
+def _signed(value: float, decimals: int = 2) -> str:
+    return f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,182 @@
+"""A run's folder in; its figures, the numbers behind them and one page that needs nothing else out."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pocketclip.files import whole_file, whole_folder
+from pocketclip.show import plots
+from pocketclip.show.examples import best_and_worst, ranking, spread_images
+from pocketclip.show.page import Picture, page
+from pocketclip.show.run import EvaluatedSplit, FinishedRun
+
+MATRIX_IMAGES = 10
+RANKED_IMAGES = 5
+GROUPS = 20
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/figures (each figure as PNG, with its numbers as CSV or JSON beside it) and RUN/report.html.
+
+    run: the folder of a run that was trained and evaluated; the shards that its recipe names are read for thumbnails.
+    Figures of an earlier report are replaced. Returns the page's path.
+
+    Raises DataError naming the file that is missing or damaged, and the command that writes it.
+    """
+    finished = FinishedRun(run)
+    pictures = list(_pictures(finished))
+    with whole_folder(run / "figures") as folder:
+        for picture in pictures:
+            (folder / f"{picture.name}.png").write_bytes(picture.png)
+            (folder / picture.data_name).write_text(picture.data, encoding="utf-8")
+    path = run / "report.html"
+    with whole_file(path) as temporary:
+        temporary.write_text(page(finished, pictures), encoding="utf-8")
+    return path
+
+
+def _pictures(run: FinishedRun) -> Iterator[Picture]:
+    splits = run.test_splits()
+    yield _training(run)
+    yield _accuracy(run)
+    for split in splits:
+        yield from _groups(split)
+    yield _recall(run)
+    for split in splits:
+        yield _cosines(split, run.recipe.image.size)
+    for split in splits:
+        yield from _rankings(split, run.recipe.image.size)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A figure still to be named and explained."""
+
+    table: plots.Table
+    draw: Callable[[], Figure]
+
+    def picture(self, name: str, title: str, reading: str) -> Picture:
+        """Draw, and keep the table as CSV."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(self.table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.table)
+        return Picture(name, title, reading, plots.png(self.draw), f"{name}.csv", text.getvalue())
+
+
+def _training(run: FinishedRun) -> Picture:
+    smooth = plots.smoothed([line["loss"] for line in run.metrics])
+    table = [
+        {
+            "step": line["step"],
+            "pairs": line["pairs"],
+            "loss": line["loss"],
+            "smoothed_loss": value,
+            "learning_rate": line["learning_rate"],
+        }
+        for line, value in zip(run.metrics, smooth, strict=True)
+    ]
+    return _Drawing(table, partial(plots.training, table, run.recipe.train.batch_size)).picture(
+        "training",
+        "Training",
+        "The lower the loss, the better a batch's images and captions are told apart; a model that has learned nothing "
+        "stays on the dashed line.",
+    )
+
+
+def _accuracy(run: FinishedRun) -> Picture:
+    table = [
+        {"split": result.benchmark, "k": k, "accuracy": right, "chance": chance}
+        for result in run.results
+        for k, right, chance in ((1, result.top_1, result.chance_top_1), (5, result.top_5, result.chance_top_5))
+    ]
+    return _Drawing(table, partial(plots.accuracy, table)).picture(
+        "accuracy",
+        "Zero-shot accuracy",
+        "How often a right caption is the model's first choice, or among its first five, out of all captions of the "
+        f"data set; split “{run.recipe.data.split}” was trained on, and the black marks are blind guessing.",
+    )
+
+
+def _groups(split: EvaluatedSplit) -> Iterator[Picture]:
+    """One picture, or none where the data names no groups."""
+    groups = sorted(split.result.groups.items(), key=lambda item: -item[1].images)
+    if len(groups) < 2:
+        return
+    table = [{"group": name, "images": one.images, "top_1": one.top_1, "top_5": one.top_5} for name, one in groups]
+    shown = f"its {GROUPS} largest" if len(groups) > GROUPS else "its"
+    yield _Drawing(table, partial(plots.groups, table[:GROUPS])).picture(
+        f"groups-{split.name}",
+        f"Accuracy by group: {split.name}",
+        f"The same accuracy for {shown} groups of images, the largest first; the fewer images a group has (in "
+        "brackets), the more its bars owe to luck.",
+    )
+
+
+def _recall(run: FinishedRun) -> Picture:
+    directions = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
+    table = [
+        {"split": result.benchmark, "direction": direction, "k": int(k), "recall": recall}
+        for result in run.results
+        for name, recall in result.recall.items()
+        for kind, _, k in [name.partition("_recall@")]
+        for direction in [directions[kind]]
+    ]
+    return _Drawing(table, partial(plots.recall, table)).picture(
+        "recall",
+        "Retrieval",
+        "How often one of an image's captions, or one of a caption's images, is among the first k that the model finds "
+        "within the same split; small splits are easier.",
+    )
+
+
+def _cosines(split: EvaluatedSplit, size: int) -> Picture:
+    numbers = spread_images(split, MATRIX_IMAGES)
+    captions = [split.predictions[number]["captions"][0] for number in numbers]
+    matrix = split.captions.cosines(split.images[numbers], captions).T
+    table = [
+        {
+            "row": split.predictions[numbers[image]]["row"],
+            "caption": caption,
+            "cosine": round(float(matrix[number, image]), 4),
+            "right": image == number,
+        }
+        for number, caption in enumerate(captions)
+        for image in range(len(numbers))
+    ]
+    thumbnails = [split.thumbnail(number, size) for number in numbers]
+    return _Drawing(table, partial(plots.cosines, thumbnails, captions, np.asarray(matrix))).picture(
+        f"cosines-{split.name}",
+        f"Images and captions: {split.name}",
+        "Evenly spaced images of the split with their first captions; a good model has its highest value in each "
+        "column, in bold, on the framed diagonal.",
+    )
+
+
+def _rankings(split: EvaluatedSplit, size: int) -> Iterator[Picture]:
+    readings = {
+        "best": "The images whose right caption came first by the largest margin",
+        "worst": "The images whose right caption came last",
+    }
+    for (kind, reading), numbers in zip(readings.items(), best_and_worst(split, RANKED_IMAGES), strict=True):
+        if not numbers:
+            continue
+        shown = [ranking(split, number) for number in numbers]
+        thumbnails = [split.thumbnail(number, size) for number in numbers]
+        name = f"{kind}-{split.name}"
+        yield Picture(
+            name,
+            f"{kind.capitalize()} predictions: {split.name}",
+            f"{reading}: the true captions in bold, below them the five that the model prefers; a blue bar with "
+            f"a {plots.RIGHT} is a right one, added at the end where the five miss it.",
+            plots.png(partial(plots.rankings, thumbnails, shown, split.result.candidates)),
+            f"{name}.json",
+            json.dumps(shown, indent=2, ensure_ascii=False) + "\n",
+        )

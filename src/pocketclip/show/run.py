@@ -1,0 +1,156 @@
+"""A run that was trained and evaluated, read back from its folder; no torch."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from pocketclip.data.images import BadImage, decode
+from pocketclip.data.shards import Split, read_manifest
+from pocketclip.errors import DataError
+from pocketclip.evaluate.results import Result, read_lines, read_results
+from pocketclip.recipe.schema import Recipe
+from pocketclip.recipe.toml import load_recipe
+
+Vectors = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Every caption that images were compared with. texts: [captions, width], of length one."""
+
+    place: dict[str, int]
+    texts: Vectors
+
+    def cosines(self, images: Vectors, captions: list[str]) -> Vectors:
+        """Cosines of images [images, width] of length one with some of the captions: [images, captions]."""
+        result: Vectors = images @ self.texts[[self.place[caption] for caption in captions]].T
+        return result
+
+
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """One split of a run's evaluation, with what is needed to show its images.
+
+    predictions: the lines of SPLIT-predictions.jsonl. images: their embeddings, [predictions, width], of length one.
+    """
+
+    result: Result
+    predictions: list[dict[str, Any]]
+    images: Vectors
+    captions: Captions
+    shards: Split
+
+    @property
+    def name(self) -> str:
+        """The split's name."""
+        return self.result.benchmark
+
+    def thumbnail(self, number: int, size: int) -> Pixels:
+        """The image of one prediction as the model saw it: uint8 [size, size, 3].
+
+        Raises DataError if the shards no longer hold the image that was evaluated.
+        """
+        prediction, shards = self.predictions[number], self.shards
+        row = prediction["row"]
+        try:
+            if not 0 <= row < len(shards) or not set(prediction["captions"]) <= set(shards.captions(row)):
+                raise BadImage("other captions than it was evaluated with")
+            return decode(shards.image(row), size)
+        except BadImage as error:
+            raise DataError(f"{shards.folder}: row {row} of {shards.name}: {error}; evaluate the run again") from None
+
+
+class FinishedRun:
+    """A run's folder, read and checked.
+
+    recipe.toml, environment.json, metrics.jsonl, bundle/bundle.json and evaluation/results.json are read at once,
+    embeddings and predictions where they are asked for.
+
+    Raises DataError naming the file that is missing or damaged, and the command that writes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        training = f"`pocketclip train` writes it; is {folder} a run's folder?"
+        recipe = _existing(folder / "recipe.toml", training)
+        self.recipe_text = recipe.read_text(encoding="utf-8")
+        self.recipe: Recipe = load_recipe(recipe)
+        self.environment = _json_object(folder / "environment.json", training)
+        self.metrics = read_lines(_existing(folder / "metrics.jsonl", training))
+        if not self.metrics:
+            raise DataError(f"{folder / 'metrics.jsonl'}: holds no whole line; train the run anew")
+        unfinished = "`pocketclip train` writes it when the run is complete; the same command goes on with it"
+        self.training: dict[str, Any] = _json_object(folder / "bundle" / "bundle.json", unfinished)["training"]
+        self.results = read_results(_existing(folder / "evaluation" / "results.json", self._evaluating))
+        self.data = Path(self.recipe.data.folder)
+        self.manifest = read_manifest(self.data) if (self.data / "manifest.json").exists() else {}
+
+    @property
+    def _evaluating(self) -> str:
+        return f"`pocketclip evaluate {self.folder / 'bundle'}` writes it"
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """Numbers in the weights' file, read from its header; None where there is none."""
+        try:
+            with safe_open(self.folder / "bundle" / "model.safetensors", framework="np") as weights:
+                return sum(int(prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+
+    def test_splits(self) -> list[EvaluatedSplit]:
+        """The evaluated splits that were not trained on; all of them if there are no others."""
+        unseen = [result for result in self.results if result.benchmark != self.recipe.data.split]
+        path = _existing(self.folder / "evaluation" / "embeddings.npz", self._evaluating)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                place = {str(caption): number for number, caption in enumerate(arrays["captions"])}
+                captions = Captions(place, _of_length_one(arrays["texts"]))
+                return [
+                    self._split(result, _of_length_one(arrays[f"images_{result.benchmark}"]), captions)
+                    for result in unseen or self.results
+                ]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: damaged ({error}); evaluate the run again") from None
+
+    def _split(self, result: Result, images: Vectors, captions: Captions) -> EvaluatedSplit:
+        path = self.folder / "evaluation" / f"{result.benchmark}-predictions.jsonl"
+        predictions = read_lines(_existing(path, self._evaluating))
+        if not len(predictions) == len(images) == result.images:
+            raise DataError(
+                f"{path}: has {len(predictions)} lines, embeddings.npz {len(images)} images and results.json "
+                f"{result.images}; they are of different evaluations: evaluate the run again"
+            )
+        return EvaluatedSplit(result, predictions, images, captions, Split(self.data, result.benchmark))
+
+
+def _of_length_one(vectors: NDArray[Any]) -> Vectors:
+    """Undo the rounding of the stored half-precision vectors."""
+    wide = vectors.astype(np.float32)
+    result: Vectors = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return result
+
+
+def _existing(path: Path, origin: str) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path}: missing; {origin}")
+    return path
+
+
+def _json_object(path: Path, origin: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_existing(path, origin).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); train the run anew") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not a JSON object; train the run anew")
+    return found

@@ -1,0 +1,106 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pocketclip.data.images import BadImage, decode, normalise, open_image, to_square
+from pocketclip.recipe.schema import ImageSettings
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def png_bomb(side: int) -> bytes:
+    """A valid PNG of side x side black pixels in a few kilobytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    line = zlib.compressobj(9)
+    packed = b"".join(line.compress(bytes(1 + side // 8)) for _ in range(side)) + line.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    bomb = png_bomb(30_000)
+    assert len(bomb) < 200_000
+    with pytest.raises(BadImage, match="more than 50000000 pixels"):
+        open_image(bomb)
+    with pytest.raises(BadImage, match="more than 50000000 pixels"):  # between our limit and where Pillow warns, too
+        open_image(png_bomb(8_000))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no JPEG, PNG or WebP"),
+        (b"just some text in a file named .jpg", "no JPEG, PNG or WebP"),
+        (b"GIF89a" + bytes(20), "no JPEG, PNG or WebP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no JPEG, PNG or WebP"),
+        (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:700], "damaged image"),
+    ],
+)
+def test_bad_bytes_give_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
+        decode(data, 16)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damage_anywhere_is_an_image_or_a_reason(data: st.DataObject) -> None:
+    good = bytearray(
+        encoded(Image.radial_gradient("L").resize((40, 30)), data.draw(st.sampled_from(["JPEG", "PNG", "WEBP"])))
+    )
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert decode(bytes(good[: data.draw(st.integers(1, len(good)))]), 16).shape == (16, 16, 3)
+    except BadImage as error:
+        assert str(error)
+
+
+def test_transparency_is_laid_on_white_and_exif_turns_the_image() -> None:
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (decode(encoded(clear), 8) == 255).all()
+    picture = Image.new("RGB", (16, 8), "white")
+    picture.paste("black", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right: what was left is on top
+    upright = np.asarray(open_image(encoded(picture, "JPEG", exif=exif, quality=95)))
+    assert upright.shape == (16, 8, 3)
+    assert upright[:6].mean() < 20 < 235 < upright[10:].mean()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "I;16", "LA"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new(mode, (9, 7))
+    pixels = decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), 8)
+    assert pixels.shape == (8, 8, 3)
+
+
+def test_to_square_keeps_the_middle() -> None:
+    wide = Image.new("RGB", (300, 100), "white")
+    wide.paste("black", (100, 0, 200, 100))
+    assert to_square(wide, 50).max() < 20
+    assert (to_square(wide.resize((50, 50)), 50) == np.asarray(wide.resize((50, 50)))).all()
+
+
+def test_normalise_is_zero_mean_and_unit_deviation_for_the_images_own_statistics() -> None:
+    pixels = torch.randint(0, 256, (5, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    unit = pixels.double() / 255
+    mean, std = unit.mean((0, 1, 2)), unit.std((0, 1, 2))
+    found = normalise(pixels, ImageSettings(mean=tuple(mean.tolist()), std=tuple(std.tolist())))
+    assert found.shape == (5, 3, 12, 12)
+    torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1, 2, 3, 4], ((unit[1, 3, 4, 2] - mean[2]) / std[2]).float())

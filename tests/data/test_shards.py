@@ -1,0 +1,162 @@
+import json
+import pickle
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pocketclip.data.rows import Row
+from pocketclip.data.shards import (
+    Split,
+    index_path,
+    read_manifest,
+    splits_in,
+    write_index,
+    write_manifest,
+    write_shards,
+)
+from pocketclip.errors import DataError
+
+keys = st.text(st.characters(categories=("Ll", "Nd"), include_characters="-_ é字"), min_size=1, max_size=120)
+captions = st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4)
+rows = st.lists(
+    st.tuples(keys, st.binary(max_size=2000), captions), min_size=1, max_size=12, unique_by=lambda row: row[0]
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows, st.integers(1, 5))
+def test_what_is_written_is_read_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, content: list[tuple[str, bytes, list[str]]], per_shard: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    wanted = [Row(key, image, "png", tuple(texts), {"n": n}) for n, (key, image, texts) in enumerate(content)]
+    assert write_shards(wanted, folder, "train", per_shard) == len(wanted)
+    split = Split(folder, "train")
+    assert len(split) == len(wanted)
+    order = list(range(len(wanted)))
+    random.Random(0).shuffle(order)
+    for number in order:
+        row = wanted[number]
+        assert split.image(number) == row.image
+        assert split.captions(number) == [text.strip() for text in row.captions]
+        assert split.metadata(number)["n"] == number
+        assert split.key(number) == row.key
+
+
+def test_the_tars_are_webdataset_and_deterministic(folder: Path, tmp_path: Path) -> None:
+    from conftest import example_rows
+
+    write_shards(example_rows(test=False), tmp_path, "train", rows_per_shard=20)
+    for tar in sorted(tmp_path.glob("*.tar")):
+        assert tar.read_bytes() == (folder / tar.name).read_bytes()
+    with tarfile.open(tmp_path / "train-00000.tar") as tar_file:
+        names = tar_file.getnames()
+        assert names[:3] == ["red-circle-left.png", "red-circle-left.txt", "red-circle-left.json"]
+        text = tar_file.extractfile("red-circle-left.txt")
+        assert text is not None
+        assert text.read() == b"red circle left"
+
+
+def foreign_tar(path: Path, members: dict[str, bytes]) -> Path:
+    import io
+
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_a_foreign_tar_is_indexed_on_first_use(tmp_path: Path) -> None:
+    image = draw("red", "bar", "left")
+    members = {
+        "000.jpg": image, "000.txt": b" a caption \n", "000.json": b'{"url": "x"}',
+        "001.jpeg": image, "001.txt": b"second",
+        "002.txt": b"no image",
+        "003.png": image,
+        "004.PNG": image, "004.json": b"not json", "004.txt": b"",
+        "../../evil.png": image, "../../evil.txt": b"a path is only a name here",
+    }  # fmt: skip
+    foreign_tar(tmp_path / "train-0.tar", members)
+    split = Split(tmp_path, "train")
+    assert [split.key(row) for row in range(len(split))] == ["000", "001", "004", "../../evil"]
+    assert [split.captions(row) for row in range(3)] == [["a caption"], ["second"], []]
+    assert sorted(split.shards[0].dropped) == ["1 no caption file", "1 no image file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-0.index.npz", "train-0.tar"]
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.4, 0.6])
+def test_a_truncated_tar_is_named(folder: Path, tmp_path: Path, keep: float) -> None:
+    whole = folder / "train-00000.tar"
+    cut = tmp_path / "train-00000.tar"
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * keep)])
+    with pytest.raises(DataError, match=r"train-00000\.tar.*truncated"):
+        Split(tmp_path, "train")
+    assert not index_path(cut).exists()
+    index_path(cut).write_bytes(index_path(whole).read_bytes())
+    with pytest.raises(DataError, match=r"train-00000\.tar.*truncated"):
+        Split(tmp_path, "train")
+
+
+def test_a_tar_cut_between_two_members_is_truncated_too(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(folder / "train-00000.tar") as tar:
+        end = tar.getmembers()[3].offset
+    cut = tmp_path / "train-00000.tar"
+    cut.write_bytes((folder / "train-00000.tar").read_bytes()[:end])
+    with pytest.raises(DataError, match="truncated"):
+        Split(tmp_path, "train")
+
+
+def test_damaged_indexes_are_named(folder: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "train-00000.tar"
+    tar.write_bytes((folder / tar.name).read_bytes())
+    write_index(tar)
+    good = index_path(tar).read_bytes()
+    for damage in (b"", b"rubbish", good[: len(good) // 2]):
+        index_path(tar).write_bytes(damage)
+        with pytest.raises(DataError, match=r"index\.npz: damaged index; delete it"):
+            Split(tmp_path, "train")
+    arrays = dict(np.load(folder / "train-00000.index.npz"))
+    arrays["spans"] = arrays["spans"] + 10**9
+    np.savez(index_path(tar), **arrays)
+    with pytest.raises(DataError, match="points outside the tar"):
+        Split(tmp_path, "train")
+    index_path(tar).write_bytes(pickle.dumps("a pickle is never run"))
+    with pytest.raises(DataError, match="damaged index"):
+        Split(tmp_path, "train")
+
+
+def test_missing_and_empty_splits_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no shards named train-\*\.tar"):
+        Split(tmp_path, "train")
+    foreign_tar(tmp_path / "train-0.tar", {})
+    with pytest.raises(DataError, match="hold no rows"):
+        Split(tmp_path, "train")
+
+
+def test_a_shard_travels_to_another_process(folder: Path) -> None:
+    split = Split(folder, "train")
+    first = split.image(0)
+    assert pickle.loads(pickle.dumps(split)).image(0) == first
+
+
+def test_manifest(tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"rows": {"train": 1}, "name": "é"})
+    assert read_manifest(tmp_path) == {"rows": {"train": 1}, "name": "é"}
+    with pytest.raises(DataError, match="missing"):
+        read_manifest(tmp_path / "nowhere")
+    for text in ("{", json.dumps([1])):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(DataError, match=r"manifest\.json: not"):
+            read_manifest(tmp_path)
+
+
+def test_splits_in(folder: Path) -> None:
+    assert splits_in(folder) == ["test", "train"]

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pocketclip.model import transformer
+from pocketclip.model.transformer import Attention, QuickGELU, Transformer
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("written_out", [False, True])
+def test_attention_equals_torchs(causal: bool, written_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "FUSED_ATTENTION_FROM", 100 if written_out else 0)
+    torch.manual_seed(0)
+    ours, theirs = Attention(24, 4), nn.MultiheadAttention(24, 4, batch_first=True)
+    nn.init.normal_(ours.in_proj_weight, std=0.3)
+    nn.init.normal_(ours.in_proj_bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 7, 24)
+    mask = nn.Transformer.generate_square_subsequent_mask(7) if causal else None
+    expected = theirs(x, x, x, need_weights=False, attn_mask=mask)[0]
+    torch.testing.assert_close(ours(x, causal), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_equal_torchs_pre_norm_layers() -> None:
+    torch.manual_seed(0)
+    ours = Transformer(16, 2, 2, 64, quick_gelu=False)
+    x = torch.randn(2, 5, 16)
+    expected = x
+    for block in ours.resblocks:
+        layer = nn.TransformerEncoderLayer(16, 2, 64, 0.0, F.gelu, batch_first=True, norm_first=True)
+        names = {"ln_1": "norm1", "ln_2": "norm2", "attn": "self_attn", "mlp.c_fc": "linear1", "mlp.c_proj": "linear2"}
+        state = {}
+        for key, value in block.state_dict().items():
+            old = next(name for name in names if key.startswith(name))
+            state[names[old] + key.removeprefix(old)] = value
+        layer.load_state_dict(state)
+        expected = layer(expected)
+    torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_quick_gelu_is_near_gelu() -> None:
+    x = torch.linspace(-4, 4, 100)
+    torch.testing.assert_close(QuickGELU()(x), F.gelu(x), atol=0.03, rtol=0)
+
+
+def test_a_later_token_cannot_be_seen_and_an_earlier_one_is() -> None:
+    torch.manual_seed(0)
+    tower = Transformer(16, 2, 2, 64, quick_gelu=False)
+    x = torch.randn(1, 6, 16)
+    changed = x.clone()
+    changed[0, 3] += torch.randn(16)
+    before, after = tower(x, causal=True), tower(changed, causal=True)
+    torch.testing.assert_close(before[:, :3], after[:, :3])
+    assert (before[:, 3:] - after[:, 3:]).abs().amax(dim=-1).min() > 1e-4

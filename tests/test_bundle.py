@@ -1,0 +1,95 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import draw
+from PIL import Image
+
+import pocketclip
+from pocketclip.bundle import save_bundle
+from pocketclip.errors import BundleError, DataError
+from pocketclip.files import whole_file, whole_folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained / "bundle", tmp_path / "bundle"))
+
+
+def test_every_parameter_survives_a_reload(trained: Path, tmp_path: Path) -> None:
+    bundle = pocketclip.load(trained / "bundle")
+    with torch.no_grad():
+        bundle.model.logit_scale.fill_(1.2345)
+    save_bundle(tmp_path / "again", bundle.model, bundle.recipe, bundle.tokenizer, {})
+    again = pocketclip.load(tmp_path / "again")
+    state = again.model.state_dict()
+    for name, value in bundle.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert again.recipe == bundle.recipe
+    caption = ["red circle left"]
+    assert torch.equal(bundle.encode_texts(caption), again.encode_texts(caption))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.toml", "tokenizer.json"])
+def test_one_flipped_byte_is_found(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name}: damaged"):
+        pocketclip.load(copy)
+
+
+def test_missing_and_foreign_files_are_named(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"):
+        pocketclip.load(tmp_path / "nowhere")
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"tokenizer\.json: missing"):
+        pocketclip.load(copy)
+    for content, message in (("{", "damaged"), ('{"format": 99, "sha256": {}}', "format 99")):
+        (copy / "bundle.json").write_text(content)
+        with pytest.raises(BundleError, match=message):
+            pocketclip.load(copy)
+
+
+def test_images_come_as_paths_bytes_or_pillow(trained: Path, tmp_path: Path) -> None:
+    bundle = pocketclip.load(trained / "bundle")
+    data = draw("green", "square", "right")
+    (tmp_path / "a.png").write_bytes(data)
+    found = bundle.encode_images([tmp_path / "a.png", str(tmp_path / "a.png"), data, Image.open(tmp_path / "a.png")])
+    assert found.shape == (4, 32)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-6, rtol=0)
+    assert bundle.encode_images([]).shape == bundle.encode_texts([]).shape == (0, 32)
+    with pytest.raises(DataError, match=r"missing\.png: cannot be read"):
+        bundle.encode_images([tmp_path / "missing.png"])
+    (tmp_path / "text.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"text\.jpg: no JPEG, PNG or WebP"):
+        bundle.encode_images([tmp_path / "text.jpg"])
+
+
+def test_the_right_caption_wins(trained: Path) -> None:
+    bundle = pocketclip.load(trained / "bundle")
+    captions = ["red circle left", "blue pole right", "green bar left"]
+    images = [draw(*caption.split()) for caption in captions]
+    assert (bundle.encode_images(images) @ bundle.encode_texts(captions).T).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_files_and_folders_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "new").write_text("new")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "old").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    with whole_folder(tmp_path / "folder") as temporary:
+        (temporary / "new").write_text("new")
+    with whole_file(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "new"]

@@ -1,0 +1,183 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_recipe
+from rich.console import Console
+from safetensors.torch import load_file
+
+from pocketclip.errors import Stopped, TrainingError
+from pocketclip.recipe.schema import Recipe
+from pocketclip.recipe.toml import to_toml
+from pocketclip.train import loop
+from pocketclip.train.loop import Learner, train
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "bundle" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise SIGTERM in this process while the given step (0 for the first) is at work."""
+    original: Callable[..., object] = Learner.step
+
+    def step_and_stop(self: Learner, batch: object, number: int) -> object:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, number)
+
+    monkeypatch.setattr(Learner, "step", step_and_stop)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop", [0, 4])
+def test_ten_steps_are_five_and_a_stop_and_five(
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, precision: str, stop: int
+) -> None:
+    recipe = small_recipe(folder, train={"precision": precision})
+    train(recipe, tmp_path / "whole", console)
+    with monkeypatch.context() as patch:
+        stop_after(stop, patch)
+        with pytest.raises(Stopped, match=f"stopped after step {stop + 1} of 12.*the same command goes on"):
+            train(recipe, tmp_path / "stopped", console)
+    assert not (tmp_path / "stopped" / "bundle").exists()
+    train(recipe, tmp_path / "stopped", console)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_loss_falls_and_the_log_says_so(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps))
+    assert lines[-1]["step"] == 180
+    assert lines[0]["loss"] > 2 * lines[-1]["loss"]
+    assert {"epoch", "learning_rate", "scale", "gradient_norm", "pairs", "seconds", "memory_mb"} <= lines[0].keys()
+    assert lines[-1]["pairs"] == 180 * 15
+    assert (trained / "recipe.toml").exists()
+    assert json.loads((trained / "environment.json").read_text())["precision"] == "float32"
+
+
+def test_a_finished_run_is_not_trained_again(trained: Path, folder: Path, console: Console) -> None:
+    before = (trained / "bundle" / "model.safetensors").stat().st_mtime_ns
+    train(small_recipe(folder, train={"epochs": 60}), trained, console)
+    assert (trained / "bundle" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_does_not_go_on_in_the_folder(trained: Path, folder: Path, console: Console) -> None:
+    with pytest.raises(TrainingError, match=r"another recipe \(train\.learning_rate differ\)"):
+        train(small_recipe(folder, train={"epochs": 60, "learning_rate": 1.0}), trained, console)
+
+
+def test_a_folder_with_other_things_is_left_alone(recipe: Recipe, tmp_path: Path, console: Console) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(TrainingError, match="is not empty and holds no run"):
+        train(recipe, tmp_path, console)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_nan_stops_the_run_before_anything_is_overwritten(
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(folder, train={"checkpoint_minutes": 1e-9})
+    original = Learner.step
+
+    def poisoned(self: Learner, batch: object, number: int) -> object:
+        if number == 11:
+            self.model.logit_scale.data.fill_(float("nan"))
+        return original(self, batch, number)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Learner, "step", poisoned)
+    with pytest.raises(TrainingError, match=r"the loss became nan between steps 11 and 12.*lower train\.learning_rate"):
+        train(recipe, tmp_path / "run", console)
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == ["step-00000010"]
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+def test_a_loss_that_stays_at_chance_is_said_plainly(folder: Path, tmp_path: Path) -> None:
+    said = io.StringIO()
+    recipe = small_recipe(folder, train={"epochs": 10, "learning_rate": 1e-9})
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"initial_temperature": 10.0})})
+    train(recipe, tmp_path / "run", Console(file=said, width=400))
+    assert said.getvalue().count("ln(batch size) = 2.71: nothing is being learned") == 1
+
+
+def test_a_changed_data_set_is_noticed_on_resume(
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conftest import example_rows
+
+    from pocketclip.data.shards import write_shards
+    from pocketclip.errors import CheckpointError
+
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    write_shards(example_rows(test=False), data, "train")
+    recipe = small_recipe(data)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(Stopped):
+            train(recipe, tmp_path / "run", console)
+    write_shards(list(example_rows(test=False))[:30], data, "train")
+    with pytest.raises(CheckpointError, match="was training on 45 rows"):
+        train(recipe, tmp_path / "run", console)
+
+
+def test_kill_nine_three_times_then_the_same_weights(folder: Path, tmp_path: Path, console: Console) -> None:
+    """A real process, really killed, at three moments; the same command each time."""
+    recipe = small_recipe(folder, train={"epochs": 200, "checkpoint_minutes": 1e-9})
+    (tmp_path / "small.toml").write_text(to_toml(recipe))
+    command = [
+        sys.executable,
+        "-m",
+        "pocketclip",
+        "train",
+        str(tmp_path / "small.toml"),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    checkpoints = tmp_path / "runs" / "small" / "checkpoint"
+
+    def newest() -> int:
+        return max((int(path.name[5:]) for path in checkpoints.glob("step-*")), default=0)
+
+    for kill, extra in enumerate((0.0, 0.013, 0.029)):
+        before = newest()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 120
+        while newest() < before + 20 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(extra)
+        assert process.poll() is None, "it was to be killed while it worked"
+        process.kill()
+        process.wait()
+        assert newest() >= 20 * (kill + 1)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    undisturbed = [*command[:-1], str(tmp_path / "undisturbed")]
+    subprocess.run(undisturbed, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert_same_weights(tmp_path / "runs" / "small", tmp_path / "undisturbed" / "small")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(10, 601, 10))
+    assert not list((tmp_path / "runs").rglob("*.part"))
+
+
+def test_a_vocabulary_that_is_too_large_is_named(folder: Path, tmp_path: Path, console: Console) -> None:
+    from pocketclip.errors import TokenizerError
+
+    with pytest.raises(TokenizerError, match=r"tokenizer\.vocabulary_size is 258"):
+        train(small_recipe(folder, tokenizer={"vocabulary_size": 258}), tmp_path / "run", console)
+    assert loop.LOG_EVERY == 10
