@@ -83,7 +83,12 @@ def test_a_read_only_run_folder(recipe_file: Path, tmp_path: Path) -> None:
 def test_check_prints_the_price(recipe_file: Path) -> None:
     done = pocketclip("check", recipe_file)
     assert done.returncode == 0, done.stderr
-    for line in (r"parameters +0\.0\d M", r"FLOPs a pair +0\.0\d+ G", r"rows, steps +45 rows, 12 steps", r"memory +\d+ MB"):
+    for line in (
+        r"parameters +0\.0\d M",
+        r"FLOPs a pair +0\.0\d+ G",
+        r"rows, steps +45 rows, 12 steps",
+        r"memory +\d+ MB",
+    ):
         assert re.search(line, done.stdout), line
     assert re.search(r"speed +[\d,]+ pairs/s", done.stdout)
     assert re.search(r"time +\d+ s", done.stdout)

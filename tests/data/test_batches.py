@@ -131,3 +131,19 @@ def test_flip_mirrors_half_of_the_time() -> None:
     random = np.random.default_rng(0)
     flipped = sum(not (augment(picture, 0.0, True, random) == picture).all() for _ in range(400))
     assert 150 < flipped < 250
+
+
+def test_unknown_words_come_into_their_share_of_captions(folder: Path) -> None:
+    recipe = small_recipe(folder, caption={"unknown_words": 0.4})
+    batches = make_batches(recipe)
+    known = {caption.casefold() for caption in batches.split.every_caption()}
+    tokenizer = load_tokenizer(folder / "tokenizer.json", 16).tokenizer
+    captions = [
+        tokenizer.decode(tokens.tolist()).strip()
+        for epoch in range(10)
+        for step in range(3)
+        for tokens in batches[epoch, step].tokens
+    ]
+    changed = sum(caption not in known for caption in captions)
+    assert 0.3 < changed / len(captions) < 0.5
+    assert same(batches[1, 1], make_batches(recipe)[1, 1])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pocketclip.data.captions import UnknownWords
 from pocketclip.data.images import BadImage, decode
 from pocketclip.data.shards import Split
 from pocketclip.errors import DataError
@@ -55,6 +56,8 @@ class TrainingBatches(Dataset[Batch]):
                 f"train.batch_size = {self.batch_size}; lower it or pack more rows"
             )
         self._order = lru_cache(maxsize=2)(self._shuffle)
+        self.unknown_share = recipe.caption.unknown_words
+        self._unknown_words = UnknownWords(split.every_caption()) if self.unknown_share else None
         self._cache: dict[int, Pixels | str] | None = {} if recipe.data.cache else None
 
     def __getitem__(self, position: Position) -> Batch:
@@ -71,10 +74,17 @@ class TrainingBatches(Dataset[Batch]):
                 dropped["empty caption"] += 1
             else:
                 images.append(augment(pixels, self.image.shift, self.image.flip, random))
-                captions.append(choices[random.integers(len(choices))])
+                captions.append(self._drawn(choices, random))
         tokens, ends = self.encode(captions)
         stacked = np.stack(images) if images else np.zeros((0, self.image.size, self.image.size, 3), np.uint8)
         return Batch(position, torch.from_numpy(stacked), torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
+
+    def _drawn(self, captions: list[str], random: np.random.Generator) -> str:
+        """One of a row's captions, now and then with an invented word."""
+        caption = captions[random.integers(len(captions))]
+        if self._unknown_words and random.random() < self.unknown_share:
+            return self._unknown_words.replace(caption, random)
+        return caption
 
     def __getstate__(self) -> dict[str, object]:
         """A copy in a worker shuffles and caches for itself."""

@@ -52,6 +52,16 @@ class ImageSettings(Settings):
         return self
 
 
+class CaptionSettings(Settings):
+    """How captions are varied in training."""
+
+    unknown_words: Share = Field(
+        0.0,
+        description="training only: share of the captions in which one word, mostly a rare one, is replaced by an "
+        "invented one, so that unknown words come to mean nothing in particular",
+    )
+
+
 class TokenizerSettings(Settings):
     """The byte-level byte-pair vocabulary."""
 
@@ -165,6 +175,7 @@ class Recipe(Settings):
     seed: Natural = Field(0, description="of the initial weights, the shuffle and the augmentation")
     data: DataSettings = DataSettings()
     image: ImageSettings = ImageSettings()
+    caption: CaptionSettings = CaptionSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     image_tower: ImageTowerSettings = ImageTowerSettings()
     text_tower: TextTowerSettings = TextTowerSettings()

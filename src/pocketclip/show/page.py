@@ -21,15 +21,19 @@ h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .5rem }
 h1 { margin-top: 0 }
 .wide { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: top }
-th:first-child, td:first-child, .facts td, td.words { text-align: left }
-.facts th { text-align: left; font-weight: 600; white-space: nowrap }
-.facts td { overflow-wrap: anywhere }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: top }
+td { white-space: nowrap }
+th:first-child, td:first-child, .facts td { text-align: left }
+.facts th { text-align: left; white-space: nowrap }
+.facts td { white-space: normal; overflow-wrap: anywhere }
 figure { margin: 1.5rem 0 2.5rem }
 figure img { display: block; width: 672px; max-width: none; height: auto }
 figcaption { font-size: .9375rem; color: #333 }
 pre { overflow-x: auto; background: #f4f4f4; padding: .75rem; font-size: .8125rem }
 summary { cursor: pointer; font-weight: 600 }
+@media screen and (max-width: 700px) {
+  figure .wide::before { content: "swipe sideways →"; color: #666; font-size: .8125rem }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt }
   figure, tr, pre { break-inside: avoid }
@@ -95,23 +99,32 @@ def _sentence(run: FinishedRun) -> str:
     size = "" if run.parameters is None else f" of {_counted(run.parameters)} parameters"
     epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
     return (
-        f"A CLIP{size}, trained from scratch on {training['pairs']:,} image-caption pairs ({epochs} of split "
+        f"A CLIP{size}, trained from scratch on {training['pairs']:,} image-caption pairs seen ({epochs} of split "
         f"“{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
         f"{run.environment.get('device', 'an unknown device')}."
     )
 
 
 def _results(results: Iterable[Result]) -> str:
-    heads = ("Split", "Images", "Candidate captions", "Top-1", "Top-5", "Chance top-1", "Chance top-5")
-    recalls = {"Image → caption R@1": "image_to_text_recall@1", "Caption → image R@1": "text_to_image_recall@1"}
+    heads = ("Split", "Images", "Captions", "Top-1", "Top-5", "Image → caption", "Caption → image", "Dropped")
+    units = ("", "", "to choose from", "accuracy", "accuracy", "recall@1", "recall@1", "images")
     lines = []
     for result in results:
-        shares = (result.top_1, result.top_5, result.chance_top_1, result.chance_top_5)
-        cells = [result.benchmark, f"{result.images:,}", f"{result.candidates:,}", *map(percent, shares)]
-        cells += [percent(result.recall[name]) for name in recalls.values()]
-        dropped = sum(result.dropped.values())
-        lines.append([*cells, f"{dropped:,}"])
-    return _table([*heads, *recalls, "Dropped images"], lines)
+        cells = [
+            escape(result.benchmark),
+            f"{result.images:,}",
+            f"{result.candidates:,}",
+            f"{percent(result.top_1)}<br><small>chance {percent(result.chance_top_1)}</small>",
+            f"{percent(result.top_5)}<br><small>chance {percent(result.chance_top_5)}</small>",
+            percent(result.recall["image_to_text_recall@1"]),
+            percent(result.recall["text_to_image_recall@1"]),
+            f"{sum(result.dropped.values()):,}",
+        ]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    pairs = zip(heads, units, strict=True)
+    head = "".join(f'<th scope="col">{name}<br><small>{unit}</small></th>' for name, unit in pairs)
+    return f"""<div class="wide"><table><thead><tr>{head}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div>"""
 
 
 def _dropped(results: Iterable[Result]) -> str:
@@ -134,12 +147,10 @@ def _training(run: FinishedRun) -> dict[str, Any]:
         "Parameters": None if run.parameters is None else f"{run.parameters:,}",
         "Device": environment.get("device"),
         "Precision": environment.get("precision"),
-        "Memory": f"{max(line['memory_mb'] for line in run.metrics):,.0f} MB at most",
-        "Machine": ", ".join(
-            str(environment[key]) + unit
-            for key, unit in (("processor", ""), ("cores", " cores"), ("threads", " threads"), ("system", ""))
-            if environment.get(key)
-        ),
+        "Memory in use": f"{max(line['memory_mb'] for line in run.metrics):,.0f} MB at most",
+        "Machine": ", ".join(str(environment[key]) for key in ("processor", "system") if environment.get(key)),
+        "Cores": environment.get("cores"),
+        "Threads used": environment.get("threads"),
         "Versions": f"Python {environment.get('python', 'unknown')}, {versions}",
     }
     known = {name: escape(str(value)) for name, value in facts.items() if value}
@@ -181,12 +192,6 @@ def _commands(run: FinishedRun) -> str:
         f"pocketclip report {folder}",
     ]
     return "\n".join(lines)
-
-
-def _table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
 def _facts(rows: dict[str, str]) -> str:

@@ -31,9 +31,9 @@ SMALL = 9.0  # points
 RIGHT = "\N{CHECK MARK}"
 
 
-def png(draw: Callable[[], Figure]) -> bytes:
-    """Draw a figure and encode it; the same figure gives the same bytes."""
-    style: dict[Any, Any] = {
+def style() -> dict[Any, Any]:
+    """What all figures have in common, as matplotlib's settings; figures are made and drawn under these."""
+    return {
         "font.family": list(installed_families()),
         "font.size": 10.0,
         "axes.titlesize": 10.0,
@@ -44,10 +44,13 @@ def png(draw: Callable[[], Figure]) -> bytes:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.parse_math": False,  # captions may hold dollars
-        "axes.formatter.use_mathtext": False,
     }
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+    """Draw a figure and encode it; the same figure gives the same bytes."""
     content = io.BytesIO()
-    with mpl.rc_context(style):
+    with mpl.rc_context(style()):
         figure = draw()
         FigureCanvasAgg(figure)
         figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
@@ -203,7 +206,7 @@ def _ranked_bars(axes: Axes, bars: Sequence[dict[str, Any]], limits: tuple[float
     for number, bar in enumerate(bars):
         axes.barh(number, bar["cosine"], height=0.84, color=SKY if bar["right"] else PALE)
         axes.text(0.01, number, fitted(bar["caption"], 67), transform=side, va="center", size=SMALL, clip_on=True)
-        axes.text(1.02, number, _signed(bar["cosine"], 3), transform=side, va="center", size=SMALL)
+        axes.text(1.01, number, _signed(bar["cosine"], 3), transform=side, va="center", size=SMALL)
     axes.set_yticks(range(len(bars)), [f"{RIGHT if bar['right'] else ''} {bar['place']:,}" for bar in bars])
     axes.set(xlim=limits, ylim=(len(bars) - 0.5, -0.5))
     axes.axvline(0, color=BLACK, linewidth=0.8)

@@ -162,7 +162,7 @@ def _cosines(split: EvaluatedSplit, size: int) -> Picture:
 
 def _rankings(split: EvaluatedSplit, size: int) -> Iterator[Picture]:
     readings = {
-        "best": "The images whose right caption came first by the largest margin",
+        "best": "The images whose right caption came first by the largest margin, or else nearest to the first place",
         "worst": "The images whose right caption came last",
     }
     for (kind, reading), numbers in zip(readings.items(), best_and_worst(split, RANKED_IMAGES), strict=True):
