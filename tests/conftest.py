@@ -64,7 +64,9 @@ def small_recipe(folder: Path, **sections: dict[str, object]) -> Recipe:
         "data": {"folder": str(folder)},
         "image": {"size": 32, "mean": [0.9, 0.9, 0.9], "std": [0.3, 0.3, 0.3], "shift": 0.06},
         "tokenizer": {"vocabulary_size": 400},
-        "image_tower": {"width": 32, "layers": 1, "heads": 2, "patch_size": 8, "stem_channels": [16, 32], "pool": "mean"},
+        "image_tower": {
+            "width": 32, "layers": 1, "heads": 2, "patch_size": 8, "stem_channels": [16, 32], "pool": "mean",
+        },
         "text_tower": {"width": 32, "layers": 1, "heads": 2, "context_length": 16},
         "model": {"embedding_width": 32},
         "train": {

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw
 from PIL import Image
 
 import pocketclip
+from conftest import draw
 from pocketclip.bundle import save_bundle
 from pocketclip.errors import BundleError, DataError
 from pocketclip.files import whole_file, whole_folder

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import small_recipe
 
+from conftest import small_recipe
 from pocketclip.recipe.toml import to_toml
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw, small_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import draw, small_recipe
 from pocketclip.bundle import load
 from pocketclip.data.batches import Batch, TrainingBatches, augment, load_batches
 from pocketclip.data.images import decode, normalise

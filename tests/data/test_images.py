@@ -13,9 +13,9 @@ from pocketclip.data.images import BadImage, decode, normalise, open_image, to_s
 from pocketclip.recipe.schema import ImageSettings
 
 
-def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format=format, **options)
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 

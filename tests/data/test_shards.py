@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import draw
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import (
     Split,

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw, example_rows
 from rich.console import Console
 
+from conftest import draw, example_rows
 from pocketclip.bundle import load
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import Split, write_shards

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import small_recipe
 from pocketclip.model import transformer
 from pocketclip.model.budget import count_budget
 from pocketclip.model.clip import CLIP

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_recipe
 
+from conftest import small_recipe
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_recipe
 from rich.console import Console
 from safetensors.torch import load_file
 
+from conftest import small_recipe
 from pocketclip.errors import Stopped, TrainingError
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import to_toml
@@ -119,7 +119,6 @@ def test_a_changed_data_set_is_noticed_on_resume(
     folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from conftest import example_rows
-
     from pocketclip.data.shards import write_shards
     from pocketclip.errors import CheckpointError
 
@@ -137,7 +136,7 @@ def test_a_changed_data_set_is_noticed_on_resume(
         train(recipe, tmp_path / "run", console)
 
 
-def test_kill_nine_three_times_then_the_same_weights(folder: Path, tmp_path: Path, console: Console) -> None:
+def test_kill_nine_three_times_then_the_same_weights(folder: Path, tmp_path: Path) -> None:
     """A real process, really killed, at three moments; the same command each time."""
     recipe = small_recipe(folder, train={"epochs": 200, "checkpoint_minutes": 1e-9})
     (tmp_path / "small.toml").write_text(to_toml(recipe))

@@ -1,6 +1,6 @@
 import torch
-from conftest import small_recipe
 
+from conftest import small_recipe
 from pocketclip.data.batches import Batch
 from pocketclip.device import choose_device
 from pocketclip.model.clip import CLIP
@@ -9,7 +9,7 @@ from pocketclip.train.loop import Learner
 from pocketclip.train.optimizer import build_optimizer, parameter_groups
 
 
-def a_batch(recipe: Recipe) -> Batch:
+def a_batch() -> Batch:
     from collections import Counter
 
     generator = torch.Generator().manual_seed(0)
@@ -39,7 +39,7 @@ def test_every_learnable_moves_in_one_step(recipe: Recipe) -> None:
         tower = recipe.image_tower.model_copy(update={"pool": pool})
         learner = Learner(recipe.model_copy(update={"image_tower": tower}), choose_device("cpu", "float32"), 10)
         before = {name: parameter.clone() for name, parameter in learner.model.named_parameters()}
-        learner.step(a_batch(recipe), 0)
+        learner.step(a_batch(), 0)
         for name, parameter in learner.model.named_parameters():
             assert not torch.equal(before[name], parameter), name
 
@@ -48,7 +48,7 @@ def test_the_applied_rate_peaks_at_the_recipes(recipe: Recipe) -> None:
     learner = Learner(recipe, choose_device("cpu", "float32"), 10)
     applied = []
     for step in range(10):
-        learner.step(a_batch(recipe), step)
+        learner.step(a_batch(), step)
         applied.append({group["lr"] for group in learner.optimizer.param_groups})
     assert all(len(rates) == 1 for rates in applied)
     assert max(max(rates) for rates in applied) == recipe.train.learning_rate
@@ -63,6 +63,6 @@ def test_gradients_are_clipped(folder: object) -> None:
     learner.optimizer.step = lambda: seen.append(  # type: ignore[method-assign]
         torch.stack([p.grad.norm() for p in learner.model.parameters() if p.grad is not None]).norm()
     )
-    _, length = learner.step(a_batch(recipe), 0)
+    _, length = learner.step(a_batch(), 0)
     assert length > 1e-2
     torch.testing.assert_close(seen[0], torch.tensor(1e-3), rtol=0.01, atol=0)

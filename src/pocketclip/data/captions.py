@@ -1,9 +1,9 @@
 """Training captions: a word now and then is replaced by one that nobody knows.
 
-A test caption can hold a word that training never showed. Its pieces mean something by accident, and a model that has only
-ever seen known words takes them at their word. Putting invented words into training captions teaches that an unknown
-word says nothing, and that a picture of an unknown thing goes with it. Word dropout (Iyyer et al. 2015, section 3.2)
-with two differences: the word is replaced instead of removed, and rare words are the ones replaced, as words that are
+A test caption can hold a word that training never showed. Its pieces mean something by accident, and a model that has
+only ever seen known words takes them at their word. Invented words in training captions teach that an unknown word says
+nothing, and that a picture of an unknown thing goes with it. This is word dropout (Iyyer et al. 2015, section 3.2) with
+two differences: the word is replaced instead of removed, and rare words are the ones replaced, as words that are
 missing from training are rare ones.
 """
 
