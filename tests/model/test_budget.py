@@ -29,7 +29,8 @@ def test_published_sizes() -> None:
     budget = count_budget(Recipe.model_validate_json('{"tokenizer": {"vocabulary_size": 49408}}'), 77, 4)
     total = budget.image_parameters + budget.text_parameters + 1
     assert total == 151_277_313  # OpenAI's ViT-B/32, as OpenCLIP counts it
-    assert budget.flops_per_pair / 3 == pytest.approx(14.78e9, rel=0.03)  # OpenCLIP's model_profile.csv
+    # OpenCLIP's model_profile.csv has 14.78 G a forward pass; we leave out what its last blocks throw away
+    assert 0.9 * 14.78e9 < budget.flops_per_pair / 3 < 14.78e9
 
 
 @pytest.mark.parametrize("stem", [[], [16, 32]])

@@ -53,3 +53,22 @@ def test_a_later_token_cannot_be_seen_and_an_earlier_one_is() -> None:
     before, after = tower(x, causal=True), tower(changed, causal=True)
     torch.testing.assert_close(before[:, :3], after[:, :3])
     assert (before[:, 3:] - after[:, 3:]).abs().amax(dim=-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("written_out", [False, True])
+def test_reading_one_token_equals_computing_all(
+    causal: bool, written_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "FUSED_ATTENTION_FROM", 100 if written_out else 0)
+    torch.manual_seed(0)
+    tower = Transformer(16, 2, 2, 64, quick_gelu=False)
+    x = torch.randn(4, 6, 16, requires_grad=True)
+    places = torch.tensor([0, 5, 2, 3])
+    every, one = tower(x, causal)[torch.arange(4), places], tower(x, causal, places)
+    torch.testing.assert_close(one, every)
+    weights = torch.randn(4, 16)
+    parameters = [x, *tower.parameters()]
+    expected = torch.autograd.grad((every * weights).sum(), parameters)
+    for ours, theirs in zip(torch.autograd.grad((one * weights).sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -37,7 +37,7 @@ def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: in
     with torch.device("meta"):
         model = CLIP(recipe)
     image, image_values = _image_forward(recipe)
-    text, text_values = _transformer_forward(recipe.text_tower, caption_tokens)
+    text, text_values = _transformer_forward(recipe.text_tower, caption_tokens, read_one=True)
     text += recipe.text_tower.width * recipe.model.embedding_width
     image_parameters = sum(p.numel() for p in model.visual.parameters())
     text_parameters = sum(p.numel() for p in model.text.parameters())
@@ -46,16 +46,23 @@ def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: in
     return Budget(image_parameters, text_parameters, 3 * 2 * (image + text), memory)
 
 
-def _transformer_forward(settings: TransformerSettings, tokens: float) -> tuple[float, float]:
+def _transformer_forward(settings: TransformerSettings, tokens: float, read_one: bool) -> tuple[float, float]:
     """(multiply-adds, values kept for the backward pass) of one sequence through the blocks.
 
+    read_one: only one token is read of the last block, which then computes no more than keys and values for the others.
     Values: two norms' inputs and outputs, queries, keys, values, two copies of the attention matrix, its result,
     the perceptron's two wide layers.
     """
     width, mlp = settings.width, settings.mlp_width
-    products = tokens * (4 * width**2 + 2 * width * mlp) + 2 * tokens**2 * width
-    values = tokens * (9 * width + 2 * mlp) + 2 * settings.heads * tokens**2
-    return settings.layers * products, settings.layers * values
+
+    def block(queries: float) -> tuple[float, float]:
+        products = 2 * (tokens + queries) * width**2 + 2 * queries * width * mlp + 2 * tokens * queries * width
+        values = tokens * 4 * width + queries * (5 * width + 2 * mlp) + 2 * settings.heads * tokens * queries
+        return products, values
+
+    last = block(1 if read_one else tokens)
+    products, values = ((settings.layers - 1) * one + end for one, end in zip(block(tokens), last, strict=True))
+    return products, values
 
 
 def _image_forward(recipe: Recipe) -> tuple[float, float]:
@@ -69,5 +76,6 @@ def _image_forward(recipe: Recipe) -> tuple[float, float]:
     patch = tower.patch_size // tower.stem_stride
     patches = (recipe.image.size // tower.patch_size) ** 2
     products += patches * patch**2 * before * tower.width
-    blocks, kept = _transformer_forward(tower, patches + (tower.pool == "class"))
+    by_class = tower.pool == "class"
+    blocks, kept = _transformer_forward(tower, patches + by_class, read_one=by_class)
     return products + blocks + tower.width * recipe.model.embedding_width, values + kept

@@ -60,7 +60,9 @@ class ImageTower(nn.Module):
             first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([first, x], dim=1)
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
-        x = self.transformer(x)
-        x = x[:, 0] if self.pool == "class" else x.mean(dim=1)
+        if self.class_embedding is not None:
+            x = self.transformer(x, places=torch.zeros(len(x), dtype=torch.long, device=x.device))
+        else:
+            x = self.transformer(x).mean(dim=1)
         embeddings: Tensor = self.ln_post(x) @ self.proj
         return embeddings

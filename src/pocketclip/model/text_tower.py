@@ -33,7 +33,6 @@ class TextTower(nn.Module):
         ends: [batch] position of each caption's end-of-text token.
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x, causal=True)
-        x = self.ln_final(x[torch.arange(len(x), device=x.device), ends])
-        embeddings: Tensor = x @ self.text_projection
+        x = self.transformer(x, causal=True, places=ends)
+        embeddings: Tensor = self.ln_final(x) @ self.text_projection
         return embeddings

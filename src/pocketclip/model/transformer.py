@@ -38,21 +38,33 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = packed.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if x.device.type != "cpu" or tokens >= FUSED_ATTENTION_FROM:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-        else:
-            mixed = _short_attention(query, key, value, causal)
-        joined: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        seen = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril() if causal else None
+        joined: Tensor = self.out_proj(_attend(query, key, value, seen).transpose(1, 2).reshape(batch, tokens, width))
+        return joined
+
+    def read(self, x: Tensor, causal: bool, places: Tensor) -> Tensor:
+        """What `forward` gives at one token of each row: [batch, tokens, width], [batch] -> [batch, width]."""
+        batch, tokens, width = x.shape
+        weight, bias, split = self.in_proj_weight, self.in_proj_bias, width // self.heads
+        query = F.linear(x[torch.arange(batch, device=x.device), places], weight[:width], bias[:width])
+        packed = F.linear(x, weight[width:], bias[width:])
+        key, value = packed.view(batch, tokens, 2, self.heads, split).permute(2, 0, 3, 1, 4)
+        seen = torch.arange(tokens, device=x.device) <= places[:, None, None, None] if causal else None
+        mixed = _attend(query.view(batch, self.heads, 1, split), key, value, seen)
+        joined: Tensor = self.out_proj(mixed.reshape(batch, width))
         return joined
 
 
-def _short_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V, written out; [batch, heads, tokens, head width] -> the same shape."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V; query [batch, heads, queries, head width] -> the same shape.
+
+    seen: true where a query may look at a key, [..., queries, keys]; None: everywhere.
+    """
+    if query.device.type != "cpu" or key.shape[-2] >= FUSED_ATTENTION_FROM:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
-    if causal:
-        tokens = scores.shape[-1]
-        hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
@@ -87,6 +99,12 @@ class Block(nn.Module):
         mixed: Tensor = x + self.mlp(self.ln_2(x))
         return mixed
 
+    def read(self, x: Tensor, causal: bool, places: Tensor) -> Tensor:
+        """What `forward` gives at one token of each row: [batch, tokens, width], [batch] -> [batch, width]."""
+        here = x[torch.arange(len(x), device=x.device), places] + self.attn.read(self.ln_1(x), causal, places)
+        mixed: Tensor = here + self.mlp(self.ln_2(here))
+        return mixed
+
 
 class Transformer(nn.Module):
     """A stack of blocks."""
@@ -108,8 +126,13 @@ class Transformer(nn.Module):
             for linear in (module.attn.out_proj, module.mlp.c_fc, module.mlp.c_proj):
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """[batch, tokens, width] -> the same shape."""
-        for block in self.resblocks:
+    def forward(self, x: Tensor, causal: bool = False, places: Tensor | None = None) -> Tensor:
+        """[batch, tokens, width] -> the same shape, or [batch, width] at one token of each row.
+
+        places: [batch], the token to read. Nothing else of the last block is then computed: it would be thrown away.
+        """
+        *blocks, last = self.resblocks
+        for block in blocks:
             x = block(x, causal)
-        return x
+        result: Tensor = last(x, causal) if places is None else last.read(x, causal, places)  # type: ignore[operator]
+        return result
