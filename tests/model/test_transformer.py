@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pocketclip.model import transformer
-from pocketclip.model.transformer import Attention, QuickGELU, Transformer
+from pocketclip.model.transformer import Attention, Layout, QuickGELU, Transformer
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -19,7 +19,8 @@ def test_attention_equals_torchs(causal: bool, written_out: bool, monkeypatch: p
     x = torch.randn(3, 7, 24)
     mask = nn.Transformer.generate_square_subsequent_mask(7) if causal else None
     expected = theirs(x, x, x, need_weights=False, attn_mask=mask)[0]
-    torch.testing.assert_close(ours(x, causal), expected, atol=1e-6, rtol=1e-5)
+    found = ours(x.flatten(0, 1), Layout(3, 7, None), causal).view(3, 7, 24)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_blocks_equal_torchs_pre_norm_layers() -> None:
@@ -44,31 +45,48 @@ def test_quick_gelu_is_near_gelu() -> None:
     torch.testing.assert_close(QuickGELU()(x), F.gelu(x), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("written_out", [False, True])
+def test_reading_ends_equals_torchs_causal_layers(written_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against every token computed, padding too, each block in torch's own form; values and gradients."""
+    monkeypatch.setattr(transformer, "FUSED_ATTENTION_FROM", 100 if written_out else 0)
+    torch.manual_seed(0)
+    tower = Transformer(16, 3, 2, 64, quick_gelu=False)
+    x = torch.randn(4, 6, 16, requires_grad=True)
+    ends = torch.tensor([0, 5, 2, 3])
+    mask = nn.Transformer.generate_square_subsequent_mask(6)
+    expected = x
+    for block in tower.resblocks:
+        normed, attention = block.ln_1(expected), nn.MultiheadAttention(16, 2, batch_first=True)
+        weights = dict(block.attn.named_parameters())
+        mixed = torch.func.functional_call(attention, weights, (normed, normed, normed), {"attn_mask": mask})[0]
+        expected = expected + mixed
+        expected = expected + block.mlp(block.ln_2(expected))
+    assert_same_with_gradients(tower.read_ends(x, ends), expected[torch.arange(4), ends], [x, *tower.parameters()])
+
+
+def test_reading_the_first_token_equals_computing_all() -> None:
+    torch.manual_seed(0)
+    tower = Transformer(16, 2, 2, 64, quick_gelu=False)
+    x = torch.randn(4, 6, 16, requires_grad=True)
+    assert_same_with_gradients(tower.read_first(x), tower(x)[:, 0], [x, *tower.parameters()])
+
+
+def assert_same_with_gradients(ours: torch.Tensor, theirs: torch.Tensor, parameters: list[torch.Tensor]) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    weights = torch.randn_like(ours)
+    expected = torch.autograd.grad((theirs * weights).sum(), parameters)
+    for found, wanted in zip(torch.autograd.grad((ours * weights).sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_a_later_token_cannot_be_seen_and_an_earlier_one_is() -> None:
     torch.manual_seed(0)
     tower = Transformer(16, 2, 2, 64, quick_gelu=False)
     x = torch.randn(1, 6, 16)
-    changed = x.clone()
-    changed[0, 3] += torch.randn(16)
-    before, after = tower(x, causal=True), tower(changed, causal=True)
-    torch.testing.assert_close(before[:, :3], after[:, :3])
-    assert (before[:, 3:] - after[:, 3:]).abs().amax(dim=-1).min() > 1e-4
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("written_out", [False, True])
-def test_reading_one_token_equals_computing_all(
-    causal: bool, written_out: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transformer, "FUSED_ATTENTION_FROM", 100 if written_out else 0)
-    torch.manual_seed(0)
-    tower = Transformer(16, 2, 2, 64, quick_gelu=False)
-    x = torch.randn(4, 6, 16, requires_grad=True)
-    places = torch.tensor([0, 5, 2, 3])
-    every, one = tower(x, causal)[torch.arange(4), places], tower(x, causal, places)
-    torch.testing.assert_close(one, every)
-    weights = torch.randn(4, 16)
-    parameters = [x, *tower.parameters()]
-    expected = torch.autograd.grad((every * weights).sum(), parameters)
-    for ours, theirs in zip(torch.autograd.grad((one * weights).sum(), parameters), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for end in range(6):
+        before = tower.read_ends(x, torch.tensor([end]))
+        for place in range(6):
+            changed = x.clone()
+            changed[0, place] += torch.randn(16)
+            difference = (tower.read_ends(changed, torch.tensor([end])) - before).abs().max()
+            assert (difference > 1e-4) == (place <= end)

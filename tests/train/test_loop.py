@@ -180,3 +180,14 @@ def test_a_vocabulary_that_is_too_large_is_named(folder: Path, tmp_path: Path, c
     with pytest.raises(TokenizerError, match=r"tokenizer\.vocabulary_size is 258"):
         train(small_recipe(folder, tokenizer={"vocabulary_size": 258}), tmp_path / "run", console)
     assert loop.LOG_EVERY == 10
+
+
+def test_data_without_one_usable_row_is_named(folder: Path, tmp_path: Path, console: Console) -> None:
+    from pocketclip.data.rows import Row
+    from pocketclip.data.shards import write_shards
+    from pocketclip.errors import DataError
+
+    write_shards([Row(str(n), b"text", "jpg", ("words",)) for n in range(20)], tmp_path, "train")
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    with pytest.raises(DataError, match="not one row of a whole batch can be used: 15 x no JPEG, PNG or WebP"):
+        train(small_recipe(tmp_path), tmp_path / "run", console)

@@ -31,7 +31,7 @@ class Budget:
 def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: int) -> Budget:
     """Count a recipe's cost.
 
-    caption_tokens: length to which batches of captions are trimmed, tokens.
+    caption_tokens: how many tokens of a caption are computed, on average.
     bytes_per_activation: 2 in bfloat16, 4 in float32.
     """
     with torch.device("meta"):

@@ -60,9 +60,6 @@ class ImageTower(nn.Module):
             first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([first, x], dim=1)
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
-        if self.class_embedding is not None:
-            x = self.transformer(x, places=torch.zeros(len(x), dtype=torch.long, device=x.device))
-        else:
-            x = self.transformer(x).mean(dim=1)
+        x = self.transformer(x).mean(dim=1) if self.pool == "mean" else self.transformer.read_first(x)
         embeddings: Tensor = self.ln_post(x) @ self.proj
         return embeddings

@@ -33,6 +33,6 @@ class TextTower(nn.Module):
         ends: [batch] position of each caption's end-of-text token.
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x, causal=True, places=ends)
+        x = self.transformer.read_ends(x, ends)
         embeddings: Tensor = self.ln_final(x) @ self.text_projection
         return embeddings

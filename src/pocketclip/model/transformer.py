@@ -5,6 +5,7 @@ that weights move key for key. Source: Radford et al. 2021, section 2.4; Vaswani
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,29 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a packed stream [rows, width] stand in [batch, tokens].
+
+    filled: [rows], increasing positions in the flattened batch; None: all of them. Padding is then not computed.
+    """
+
+    batch: int
+    tokens: int
+    filled: Tensor | None
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[rows, width] -> [batch, tokens, width], zeros where nothing stands."""
+        if self.filled is not None:
+            x = x.new_zeros(self.batch * self.tokens, x.shape[1]).index_copy(0, self.filled, x)
+        return x.view(self.batch, self.tokens, -1)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] -> [rows, width]."""
+        flat = x.reshape(self.batch * self.tokens, -1)
+        return flat if self.filled is None else flat[self.filled]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one packed projection for queries, keys and values."""
 
@@ -33,26 +57,31 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        """[batch, tokens, width] -> the same shape; `causal` hides what stands after each token."""
-        batch, tokens, width = x.shape
-        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = packed.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, layout: Layout, causal: bool) -> Tensor:
+        """[rows, width] -> the same shape; `causal` hides what stands after each token."""
+        tokens = layout.tokens
+        query, key, value = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), layout, 3)
         seen = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril() if causal else None
-        joined: Tensor = self.out_proj(_attend(query, key, value, seen).transpose(1, 2).reshape(batch, tokens, width))
+        joined: Tensor = self.out_proj(layout.gather(_attend(query, key, value, seen).transpose(1, 2).flatten(2)))
         return joined
 
-    def read(self, x: Tensor, causal: bool, places: Tensor) -> Tensor:
-        """What `forward` gives at one token of each row: [batch, tokens, width], [batch] -> [batch, width]."""
-        batch, tokens, width = x.shape
-        weight, bias, split = self.in_proj_weight, self.in_proj_bias, width // self.heads
-        query = F.linear(x[torch.arange(batch, device=x.device), places], weight[:width], bias[:width])
-        packed = F.linear(x, weight[width:], bias[width:])
-        key, value = packed.view(batch, tokens, 2, self.heads, split).permute(2, 0, 3, 1, 4)
-        seen = torch.arange(tokens, device=x.device) <= places[:, None, None, None] if causal else None
-        mixed = _attend(query.view(batch, self.heads, 1, split), key, value, seen)
-        joined: Tensor = self.out_proj(mixed.reshape(batch, width))
+    def read(self, x: Tensor, here: Tensor, layout: Layout, seen: Tensor | None) -> Tensor:
+        """What `forward` gives at one token of each sequence.
+
+        x: [rows, width]. here: [batch, width], those tokens. seen: [batch, 1, 1, tokens], what they may look at.
+        Returns [batch, width].
+        """
+        width = x.shape[1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        query = F.linear(here, weight[:width], bias[:width]).view(layout.batch, self.heads, 1, -1)
+        key, value = self._heads(F.linear(x, weight[width:], bias[width:]), layout, 2)
+        joined: Tensor = self.out_proj(_attend(query, key, value, seen).reshape(layout.batch, width))
         return joined
+
+    def _heads(self, projected: Tensor, layout: Layout, parts: int) -> Tensor:
+        """[rows, parts * width] -> [parts, batch, heads, tokens, head width]."""
+        spread = layout.spread(projected)
+        return spread.view(layout.batch, layout.tokens, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
@@ -93,15 +122,16 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Perceptron(width, mlp_width, quick_gelu)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        """[batch, tokens, width] -> the same shape."""
-        x = x + self.attn(self.ln_1(x), causal)
+    def forward(self, x: Tensor, layout: Layout, causal: bool) -> Tensor:
+        """[rows, width] -> the same shape."""
+        x = x + self.attn(self.ln_1(x), layout, causal)
         mixed: Tensor = x + self.mlp(self.ln_2(x))
         return mixed
 
-    def read(self, x: Tensor, causal: bool, places: Tensor) -> Tensor:
-        """What `forward` gives at one token of each row: [batch, tokens, width], [batch] -> [batch, width]."""
-        here = x[torch.arange(len(x), device=x.device), places] + self.attn.read(self.ln_1(x), causal, places)
+    def read(self, x: Tensor, rows: Tensor, layout: Layout, seen: Tensor | None) -> Tensor:
+        """What `forward` gives at one row of each sequence: [rows, width], [batch] row numbers -> [batch, width]."""
+        normed = self.ln_1(x)
+        here = x[rows] + self.attn.read(normed, normed[rows], layout, seen)
         mixed: Tensor = here + self.mlp(self.ln_2(here))
         return mixed
 
@@ -126,13 +156,41 @@ class Transformer(nn.Module):
             for linear in (module.attn.out_proj, module.mlp.c_fc, module.mlp.c_proj):
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, causal: bool = False, places: Tensor | None = None) -> Tensor:
-        """[batch, tokens, width] -> the same shape, or [batch, width] at one token of each row.
+    def forward(self, x: Tensor) -> Tensor:
+        """Every token sees all: [batch, tokens, width] -> the same shape."""
+        layout = Layout(x.shape[0], x.shape[1], None)
+        x = layout.gather(x)
+        for block in self.resblocks:
+            x = block(x, layout, causal=False)
+        return layout.spread(x)
 
-        places: [batch], the token to read. Nothing else of the last block is then computed: it would be thrown away.
+    def read_first(self, x: Tensor) -> Tensor:
+        """The same at the first token alone: [batch, tokens, width] -> [batch, width].
+
+        Nothing else of the last block is computed: it would be thrown away.
         """
+        layout = Layout(x.shape[0], x.shape[1], None)
+        first = torch.arange(layout.batch, device=x.device) * layout.tokens
+        return self._read(layout.gather(x), first, layout, None)
+
+    def read_ends(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Each token sees itself and those before it; read at the positions `ends` [batch] -> [batch, width].
+
+        What stands after an end cannot be seen from it. On the CPU it is not computed at all; on a GPU finding out how
+        much there is to compute would stop the queue.
+        """
+        batch, tokens = x.shape[:2]
+        places = torch.arange(tokens, device=x.device)
+        before = places <= ends[:, None]
+        if x.device.type == "cpu":
+            layout, rows = Layout(batch, tokens, before.flatten().nonzero()[:, 0]), (ends + 1).cumsum(0) - 1
+        else:
+            layout, rows = Layout(batch, tokens, None), torch.arange(batch, device=x.device) * tokens + ends
+        return self._read(layout.gather(x), rows, layout, before[:, None, None, :])
+
+    def _read(self, x: Tensor, rows: Tensor, layout: Layout, seen: Tensor | None) -> Tensor:
         *blocks, last = self.resblocks
         for block in blocks:
-            x = block(x, causal)
-        result: Tensor = last(x, causal) if places is None else last.read(x, causal, places)  # type: ignore[operator]
+            x = block(x, layout, causal=seen is not None)
+        result: Tensor = last.read(x, rows, layout, seen)  # type: ignore[operator]
         return result

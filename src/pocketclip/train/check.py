@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import torch
 
-from pocketclip.data.batches import TrainingBatches
+from pocketclip.data.batches import Batch, TrainingBatches
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device
 from pocketclip.errors import TrainingError
@@ -44,8 +44,8 @@ def check(recipe: Recipe) -> Estimate:
     tokenizer = open_tokenizer(recipe)
     split = Split(recipe.data.folder, recipe.data.split)
     batches = TrainingBatches(split, recipe, tokenizer.encode)
-    lengths = [batches[0, step].tokens.shape[1] for step in range(min(3, batches.steps_per_epoch))]
-    budget = count_budget(recipe, float(np.mean(lengths)), 2 if device.bfloat16 else 4)
+    tokens = np.mean([computed_tokens(batches[0, step], device) for step in range(min(3, batches.steps_per_epoch))])
+    budget = count_budget(recipe, float(tokens), 2 if device.bfloat16 else 4)
     free = free_memory(device)
     if budget.memory_bytes > free:
         raise TrainingError(
@@ -63,6 +63,11 @@ def check(recipe: Recipe) -> Estimate:
         memory,
         device,
     )
+
+
+def computed_tokens(batch: Batch, device: Device) -> float:
+    """Tokens a caption that the text tower computes: on the CPU its own, on a GPU the batch's longest (padding too)."""
+    return float((batch.ends + 1).float().mean()) if device.device.type == "cpu" else float(batch.tokens.shape[1])
 
 
 def _time_steps(learner: Learner, batches: TrainingBatches) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ from pocketclip.data.batches import Batch, TrainingBatches, load_batches
 from pocketclip.data.images import normalise
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device, describe_environment
-from pocketclip.errors import CheckpointError, Stopped, TokenizerError, TrainingError
+from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerError, TrainingError
 from pocketclip.files import whole_file
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
@@ -97,7 +97,7 @@ class Tally:
     pairs: int = 0
     loss: float = math.nan
     metrics_bytes: int = 0
-    dropped: dict[str, int] | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 def train(recipe: Recipe, folder: Path, console: Console) -> Path:
@@ -132,7 +132,7 @@ class Run:
     ) -> None:
         self.recipe, self.folder, self.console = recipe, folder, console
         self.learner, self.batches = learner, batches
-        self.start, self.tally = 0, Tally(dropped={})
+        self.start, self.tally = 0, Tally()
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
@@ -158,9 +158,9 @@ class Run:
         began = saved = time.monotonic()
         with stop_requested() as stop, log as metrics, lines:
             for done, batch in enumerate(batches, start=self.start + 1):
+                self._count(batch)
                 loss, gradient = self.learner.step(batch, done - 1)
                 losses.append(loss)
-                self._count(batch)
                 stopping = stop.is_set() and done < steps
                 if done % LOG_EVERY == 0 or done == steps or stopping:
                     self.tally.seconds = before + time.monotonic() - began
@@ -176,7 +176,9 @@ class Run:
                     )
 
     def _count(self, batch: Batch) -> None:
-        assert self.tally.dropped is not None
+        if not len(batch.pixels):
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in batch.dropped.items())
+            raise DataError(f"{self.recipe.data.folder}: not one row of a whole batch can be used: {reasons}")
         self.tally.pairs += len(batch.pixels)
         self.tally.dropped = dict(Counter(self.tally.dropped) + batch.dropped)
 
