@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
 
 RecipeFile = Annotated[str, typer.Argument(help="Recipe file (TOML), or the name of one that comes with PocketCLIP.")]

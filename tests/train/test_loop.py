@@ -191,3 +191,24 @@ def test_data_without_one_usable_row_is_named(folder: Path, tmp_path: Path, cons
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(DataError, match="not one row of a whole batch can be used: 15 x no JPEG, PNG or WebP"):
         train(small_recipe(tmp_path), tmp_path / "run", console)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX process groups")
+def test_ctrl_c_reaches_the_workers_too_and_the_run_saves(folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(folder, train={"epochs": 3000}, data={"workers": 2})
+    (tmp_path / "small.toml").write_text(to_toml(recipe))
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-m", "pocketclip", "train", str(tmp_path / "small.toml"), "--runs", str(runs)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = runs / "small" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 130, said + complained
+    assert "the same command goes on" in said
+    assert complained == ""
+    assert list((runs / "small" / "checkpoint").glob("step-*"))

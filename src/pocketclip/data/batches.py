@@ -5,6 +5,7 @@ which of a row's captions, which augmentation. A run can therefore stop anywhere
 any number of workers.
 """
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,11 @@ def augment(pixels: Pixels, shift: float, flip: bool, random: np.random.Generato
     return pixels
 
 
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches workers too; the training process is the one that acts on it, and it still needs its batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -> Iterator[Batch]:
     """The batches from the run's step `start` up to `end`, in order; steps count on across epochs.
 
@@ -140,6 +146,6 @@ def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -
         sampler=cast("Sequence[int]", positions),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
+        worker_init_fn=_ignore_interrupts,
     )
     return iter(loader)

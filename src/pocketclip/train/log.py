@@ -23,12 +23,12 @@ class MetricsLog:
             raise TrainingError(f"{path}: cannot be written: {error.strerror}; choose another run folder") from None
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line."""
+        """Append one line, to be read by others at once."""
         self._file.write(json.dumps(values).encode() + b"\n")
+        self._file.flush()
 
     def sync(self) -> int:
         """Put all lines on the disk; returns the file's length in bytes."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
