@@ -80,6 +80,13 @@ def test_a_read_only_run_folder(recipe_file: Path, tmp_path: Path) -> None:
     assert_one_clear_line(pocketclip("train", recipe_file, "--runs", runs), str(runs), "cannot be written")
 
 
+def test_what_the_file_system_refuses_is_one_line_too(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    done = pocketclip("evaluate", trained / "bundle", "--output", tmp_path / "file" / "results")
+    assert_one_clear_line(done, str(tmp_path / "file"), "nothing there was changed")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
 def test_check_prints_the_price(recipe_file: Path) -> None:
     done = pocketclip("check", recipe_file)
     assert done.returncode == 0, done.stderr

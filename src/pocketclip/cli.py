@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -140,8 +140,14 @@ def main() -> None:
     try:
         app()
     except PocketCLIPError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:  # no permission, no room, no such path: the machine's answer, not a fault of ours
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}; nothing there was changed")
     except Stopped as stopped:
         console.print(escape(str(stopped)), highlight=False)
         sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    sys.exit(2)
