@@ -16,6 +16,10 @@ from torch.nn import functional as F
 FUSED_ATTENTION_FROM = 256
 
 
+# Packed streams have a multiple of this many rows.
+PACKED_MULTIPLE = 32
+
+
 class QuickGELU(nn.Module):
     """OpenAI's approximation of GELU, x * sigmoid(1.702 x); their published weights need it."""
 
@@ -28,7 +32,7 @@ class QuickGELU(nn.Module):
 class Layout:
     """Where the rows of a packed stream [rows, width] stand in [batch, tokens].
 
-    filled: [rows], increasing positions in the flattened batch; None: all of them. Padding is then not computed.
+    filled: [rows], positions in the flattened batch; None: all of them.
     """
 
     batch: int
@@ -183,7 +187,10 @@ class Transformer(nn.Module):
         places = torch.arange(tokens, device=x.device)
         before = places <= ends[:, None]
         if x.device.type == "cpu":
-            layout, rows = Layout(batch, tokens, before.flatten().nonzero()[:, 0]), (ends + 1).cumsum(0) - 1
+            # Rounded up by some padding after all, as each new number of rows costs a newly compiled product.
+            computed = math.ceil(int(before.sum()) / PACKED_MULTIPLE) * PACKED_MULTIPLE
+            filled = before.flatten().logical_not().argsort(stable=True)[:computed]
+            layout, rows = Layout(batch, tokens, filled), (ends + 1).cumsum(0) - 1
         else:
             layout, rows = Layout(batch, tokens, None), torch.arange(batch, device=x.device) * tokens + ends
         return self._read(layout.gather(x), rows, layout, before[:, None, None, :])
