@@ -75,6 +75,11 @@ def test_base_of(sequence: tuple[int, ...], base: str, modified: bool) -> None:
     assert openmoji.base_of(sequence) == (base, modified)
 
 
+def test_unicodes_name_comes_first(splits: dict[str, list[Row]]) -> None:
+    row = next(row for rows in splits.values() for row in rows if "ng woman" in row.captions)
+    assert row.captions == ("woman gesturing NO", "no good woman", "ng woman")
+
+
 def test_a_name_that_promises_an_undrawn_tone_is_left_out(splits: dict[str, list[Row]]) -> None:
     yellow = next(row for rows in splits.values() for row in rows if "people wrestling" in row.captions)
     assert not any("skin tone" in caption for caption in yellow.captions)

@@ -239,8 +239,11 @@ def _row(same: list[Emoji], picture: Image.Image) -> Row:
 
 def _captions(data: dict[str, Any]) -> tuple[str, ...]:
     names = [data["en"], *data.get("alias", [])]
-    spelled = [name.strip(":").replace("_", " ") for name in names]
-    return tuple({caption.casefold(): caption for caption in reversed(spelled)}.values())[::-1]
+    distinct: dict[str, str] = {}
+    for name in names:
+        caption = name.strip(":").replace("_", " ")
+        distinct.setdefault(caption.casefold(), caption)
+    return tuple(distinct.values())
 
 
 def _words(same: Iterable[Emoji]) -> set[str]:

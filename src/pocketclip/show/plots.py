@@ -118,7 +118,7 @@ def groups(table: Table) -> Figure:
     axes = figure.subplots()
     _bars(axes, names, {"top-1": [line["top_1"] for line in table], "top-5": [line["top_5"] for line in table]})
     _percent_axis([axes], 1.15 * max(line["top_5"] for line in table))
-    axes.set(xlabel="images with a right caption among the first k (%)", ylabel="group (images)")
+    axes.set_xlabel("images with a right caption among the first k (%), by group (images in it)")
     _legend(figure, axes)
     return figure
 
@@ -209,7 +209,7 @@ def _ranked_bars(axes: Axes, bars: Sequence[dict[str, Any]], limits: tuple[float
         axes.text(1.01, number, _signed(bar["cosine"], 3), transform=side, va="center", size=SMALL)
     axes.set_yticks(range(len(bars)), [f"{RIGHT if bar['right'] else ''} {bar['place']:,}" for bar in bars])
     axes.set(xlim=limits, ylim=(len(bars) - 0.5, -0.5))
-    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.axvline(0, color=PALE, linewidth=0.8, zorder=0)
     axes.tick_params(length=0, labelbottom=False)
     axes.spines[["left", "bottom"]].set_visible(False)
 
