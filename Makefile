@@ -18,10 +18,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-all: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not gpu and not peer"
+	$(BIN)/python -m pytest -n auto -m "not gpu and not peer"
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
