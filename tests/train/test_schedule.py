@@ -23,7 +23,7 @@ def test_the_peak_is_the_recipes_and_the_rate_never_leaves_its_bounds(steps: int
 def test_rise_then_fall() -> None:
     found = rates(100, warmup=0.2, learning_rate=1e-3)
     assert found[:20] == pytest.approx([1e-3 * (step + 1) / 20 for step in range(20)])
-    assert all(a > b for a, b in itertools.pairwise(found))
+    assert all(a > b for a, b in itertools.pairwise(found[19:]))
     assert found[59] == pytest.approx(0.5e-3)
     assert found[-1] == pytest.approx(0.0, abs=1e-12)
     assert rates(100, final_learning_rate=0.1)[-1] == pytest.approx(5e-5)
