@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,22 @@ def test_help_and_recipe_mistakes_answer_without_torch(command: list[str]) -> No
     )
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip().endswith("False False"), done.stdout
+
+
+def test_the_recipe_in_the_readme_loads() -> None:
+    import tomllib
+
+    from pocketclip.recipe.toml import parse_recipe
+
+    (block,) = re.findall(r"```toml\n(.*?)```", README, flags=re.S)
+    assert parse_recipe(tomllib.loads(block), "README").name == "mine"
+
+
+def test_the_python_in_the_readme_runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conftest import draw
+
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    shutil.copytree(trained / "bundle", tmp_path / "runs" / "quickstart" / "bundle")
+    (tmp_path / "photo.jpg").write_bytes(draw("red", "circle", "left"))
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
