@@ -83,7 +83,7 @@ def test_a_read_only_run_folder(recipe_file: Path, tmp_path: Path) -> None:
 def test_what_the_file_system_refuses_is_one_line_too(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     done = pocketclip("evaluate", trained / "bundle", "--output", tmp_path / "file" / "results")
-    assert_one_clear_line(done, str(tmp_path / "file"), "nothing there was changed")
+    assert_one_clear_line(done, str(tmp_path / "file"), "Not a directory", "choose another place")
     assert (tmp_path / "file").read_text() == "precious"
 
 

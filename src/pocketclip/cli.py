@@ -142,7 +142,9 @@ def main() -> None:
     except PocketCLIPError as error:
         _fail(str(error))
     except OSError as error:  # no permission, no room, no such path: the machine's answer, not a fault of ours
-        _fail(f"{error.filename or 'file system'}: {error.strerror or error}; nothing there was changed")
+        _fail(
+            f"{error.filename or 'file system'}: {error.strerror or error}; choose another place, or make it writable"
+        )
     except Stopped as stopped:
         console.print(escape(str(stopped)), highlight=False)
         sys.exit(130)

@@ -18,7 +18,7 @@ captions, so that no picture can stand on both sides of a split.
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -261,10 +261,3 @@ def _points(sequence: Iterable[int]) -> str:
 def _share(text: str) -> float:
     """A fixed number in [0, 1) for a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def iterate(size: int) -> Iterator[tuple[str, Row]]:
-    """Every row with its split, for packing."""
-    for split, members in rows(size).items():
-        for row in members:
-            yield split, row
