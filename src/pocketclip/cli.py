@@ -30,13 +30,16 @@ def pack(
     source: Annotated[str, typer.Argument(help="What to pack: openmoji, the embedded data set.")],
     folder: Annotated[Path, typer.Argument(help="Where the shards go.")],
     size: Annotated[int, typer.Option(help="Side of the stored pictures, pixels.", min=8, max=1024)] = 72,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Leave the test splits out and cut train anew, to choose a recipe on.")
+    ] = False,
 ) -> None:
     """Turn a source of images and captions into shards."""
     from pocketclip.data.pack import SOURCES, pack_openmoji
 
     if source not in SOURCES:
         raise DataError(f"{source}: unknown source; known: {', '.join(SOURCES)}")
-    manifest = pack_openmoji(folder, size)
+    manifest = pack_openmoji(folder, size, validation)
     rows = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
     console.print(f"{folder}: {rows} rows ({manifest['attribution']['licence']})", highlight=False)
 

@@ -45,6 +45,15 @@ def test_unseen_bases_have_no_variant_in_train(splits: dict[str, list[Row]]) -> 
     assert not unseen & {row.metadata["base"] for name in ("train", "compositions") for row in splits[name]}
 
 
+def test_validation_cuts_train_alone_by_the_same_rules(splits: dict[str, list[Row]]) -> None:
+    cut = openmoji.rows(SIZE, validation=True)
+    assert {name: len(rows) for name, rows in cut.items()} == {"train": 2908, "compositions": 266, "unseen": 122}
+    assert {row.key for rows in cut.values() for row in rows} == {row.key for row in splits["train"]}
+    bases = {name: {row.metadata["base"] for row in rows} for name, rows in cut.items()}
+    assert not bases["unseen"] & (bases["train"] | bases["compositions"])
+    assert set().union(*map(words, cut["compositions"])) <= set().union(*map(words, cut["train"]))
+
+
 def test_licence_and_captions_travel_with_the_rows(splits: dict[str, list[Row]]) -> None:
     assert openmoji.licence()["licence"] == "CC BY-SA 4.0"
     for rows in splits.values():

@@ -194,7 +194,7 @@ def test_data_without_one_usable_row_is_named(folder: Path, tmp_path: Path, cons
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX process groups")
-def test_ctrl_c_reaches_the_workers_too_and_the_run_saves(folder: Path, tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_ctrl_c_reaches_the_workers_and_saves(folder: Path, tmp_path: Path) -> None:
     recipe = small_recipe(folder, train={"epochs": 3000}, data={"workers": 2})
     (tmp_path / "small.toml").write_text(to_toml(recipe))
     runs = tmp_path / "runs"
@@ -206,6 +206,9 @@ def test_ctrl_c_reaches_the_workers_too_and_the_run_saves(folder: Path, tmp_path
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert "another process is training in it" in second.stderr
     os.killpg(process.pid, signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, said + complained

@@ -142,10 +142,11 @@ def render(entry: Emoji, size: int) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def rows(size: int) -> dict[str, list[Row]]:
+def rows(size: int, validation: bool = False) -> dict[str, list[Row]]:
     """Render the whole data set: split name -> its rows, in the order of their keys.
 
     size: pixels a side. Rows hold lossless WebP images, one row for each distinct picture.
+    validation: leave the test splits out and cut train alone into the same three splits, for choosing a recipe.
     """
     entries = list_emoji()
     with ThreadPoolExecutor() as pool:
@@ -155,26 +156,30 @@ def rows(size: int) -> dict[str, list[Row]]:
         same_picture[picture.tobytes()].append(entry)
     merged = [_drawn(group) for group in same_picture.values()]
     splits = assign_splits(merged)
+    if validation:
+        splits = assign_splits([same for same in merged if splits[same[0].key] == "train"], "validation ")
     result: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for same, pixels in zip(merged, same_picture, strict=True):
-        picture = Image.frombytes("RGB", (size, size), pixels)
-        result[splits[same[0].key]].append(_row(same, picture))
+        if same[0].key in splits:
+            picture = Image.frombytes("RGB", (size, size), pixels)
+            result[splits[same[0].key]].append(_row(same, picture))
     return result
 
 
-def assign_splits(merged: list[list[Emoji]]) -> dict[str, str]:
+def assign_splits(merged: list[list[Emoji]], salt: str = "") -> dict[str, str]:
     """The split of each picture, by the key of its first emoji.
 
     merged: for each distinct picture, the emoji that share it. Bases that share a picture stay together.
+    salt: put before what is hashed; another one gives another cut.
     """
     family = _families(merged)
     split: dict[str, str] = {}
     for same in merged:
         first = same[0]
         # Adults are in train whatever the hash says: they teach the words for gender, hair and role.
-        if first.base != ADULT and _share("base " + family[first.base]) < UNSEEN_SHARE:
+        if first.base != ADULT and _share(salt + "base " + family[first.base]) < UNSEEN_SHARE:
             split[first.key] = "unseen"
-        elif all(entry.modified for entry in same) and _share(first.key) < COMPOSITIONS_SHARE:
+        elif all(entry.modified for entry in same) and _share(salt + first.key) < COMPOSITIONS_SHARE:
             split[first.key] = "compositions"
         else:
             split[first.key] = "train"

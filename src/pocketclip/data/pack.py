@@ -12,28 +12,29 @@ MANIFEST_FORMAT = 1
 SOURCES = ("openmoji",)
 
 
-def pack_openmoji(folder: Path, size: int) -> dict[str, Any]:
+def pack_openmoji(folder: Path, size: int, validation: bool = False) -> dict[str, Any]:
     """Render the embedded data set into `folder`; returns the manifest.
 
-    size: side of the stored pictures, pixels.
+    size: side of the stored pictures, pixels. validation: only train, cut anew (`openmoji.rows`).
     Raises DataError if the folder holds another data set, or cannot be written.
     """
     try:
-        return _pack(folder, size)
+        return _pack(folder, size, validation)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror}; choose another folder or make room") from None
 
 
-def _pack(folder: Path, size: int) -> dict[str, Any]:
+def _pack(folder: Path, size: int, validation: bool) -> dict[str, Any]:
     if splits_in(folder) or (folder / "manifest.json").exists():
         raise DataError(f"{folder}: already holds shards; delete the folder to pack it again, or choose another")
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        splits = {split: write_shards(rows, temporary, split) for split, rows in openmoji.rows(size).items()}
+        rendered = openmoji.rows(size, validation)
+        splits = {split: write_shards(rows, temporary, split) for split, rows in rendered.items()}
         manifest = {
             "format": MANIFEST_FORMAT,
-            "source": "openmoji",
+            "source": "openmoji, train cut for validation" if validation else "openmoji",
             "image_size": size,
             "rows": splits,
             "attribution": openmoji.licence(),

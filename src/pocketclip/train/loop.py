@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -116,11 +117,13 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
     if bundle.exists():
         console.print(f"{bundle} is complete; delete {folder} to train it anew")
         return bundle
-    run = Run(recipe, folder, console, Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs), batches)
-    run.resume()
-    run.go()
-    summary = {"steps": run.learner.steps, **vars(run.tally)}
-    save_bundle(bundle, run.learner.model, recipe, tokenizer, summary)
+    with alone_in(folder):
+        learner = Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs)
+        run = Run(recipe, folder, console, learner, batches)
+        run.resume()
+        run.go()
+        summary = {"steps": run.learner.steps, **vars(run.tally)}
+        save_bundle(bundle, run.learner.model, recipe, tokenizer, summary)
     return bundle
 
 
@@ -261,6 +264,21 @@ def prepare_folder(folder: Path, recipe: Recipe, device: Device) -> None:
             temporary.write_text(json.dumps(describe_environment(device), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another run folder") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; raises TrainingError while another process trains in it.
+
+    The system lets go of the lock when its process ends, however that happens.
+    """
+    try:
+        with FileLock(folder / "training.lock", timeout=0):
+            yield
+    except Timeout:
+        raise TrainingError(
+            f"{folder}: another process is training in it; wait for it, or choose another name=..."
+        ) from None
 
 
 @contextmanager
