@@ -61,8 +61,8 @@ class CaptionSettings(Settings):
 
     unknown_words: Share = Field(
         0.0,
-        description="training only: share of the captions in which one word, mostly a rare one, is replaced by an "
-        "invented one, so that unknown words come to mean nothing in particular",
+        description="training only: share of the captions in which one word, mostly a rare one, is replaced by "
+        "strange ones, so that unknown words come to mean nothing in particular",
     )
 
 
