@@ -24,7 +24,8 @@ from pocketclip.data.shards import Split
 from pocketclip.errors import DataError
 from pocketclip.recipe.schema import Recipe
 
-Encode = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
+# (captions, chance that a merge is passed over, seed of those chances) -> (ids, end positions)
+Encode = Callable[[Sequence[str], float, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 Position = tuple[int, int]
 Pixels = NDArray[np.uint8]
 
@@ -57,7 +58,7 @@ class TrainingBatches(Dataset[Batch]):
                 f"train.batch_size = {self.batch_size}; lower it or pack more rows"
             )
         self._order = lru_cache(maxsize=2)(self._shuffle)
-        self.unknown_share = recipe.caption.unknown_words
+        self.unknown_share, self.merge_dropout = recipe.caption.unknown_words, recipe.caption.merge_dropout
         self._unknown_words = UnknownWords(split.every_caption()) if self.unknown_share else None
         self._cache: dict[int, Pixels | str] | None = {} if recipe.data.cache else None
 
@@ -78,7 +79,7 @@ class TrainingBatches(Dataset[Batch]):
                     pixels = augment(pixels, self.image.shift, self.image.flip, random)
                 images.append(pixels)
                 captions.append(self._drawn(choices, random))
-        tokens, ends = self.encode(captions)
+        tokens, ends = self.encode(captions, self.merge_dropout, int(random.integers(2**32)))
         stacked = np.stack(images) if images else np.zeros((0, self.image.size, self.image.size, 3), np.uint8)
         return Batch(position, torch.from_numpy(stacked), torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
 

@@ -44,7 +44,7 @@ class UnknownWords:
         kind = random.integers(3)
         if kind == 0 or not self.vocabulary:
             return "".join(LETTERS[random.integers(0, len(LETTERS), random.integers(SHORTEST, LONGEST + 1))])
-        first, second = (self.vocabulary[number] for number in random.integers(0, len(self.vocabulary), 2))
+        first, second = (self.vocabulary[int(number)] for number in random.integers(0, len(self.vocabulary), 2))
         if kind == 1:
-            return first[: random.integers(1, len(first) + 1)] + second[random.integers(0, len(second)) :]
+            return first[: int(random.integers(1, len(first) + 1))] + second[int(random.integers(0, len(second))) :]
         return first

@@ -64,6 +64,11 @@ class CaptionSettings(Settings):
         description="training only: share of the captions in which one word, mostly a rare one, is replaced by "
         "strange ones, so that unknown words come to mean nothing in particular",
     )
+    merge_dropout: Share = Field(
+        0.0,
+        description="training only: chance that a byte-pair merge is passed over, so that a word is read in many "
+        "spellings (BPE-dropout)",
+    )
 
 
 class TokenizerSettings(Settings):
