@@ -104,3 +104,10 @@ def test_normalise_is_zero_mean_and_unit_deviation_for_the_images_own_statistics
     torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(found[1, 2, 3, 4], ((unit[1, 3, 4, 2] - mean[2]) / std[2]).float())
+
+
+def test_sixteen_bits_of_grey_are_scaled_not_clipped() -> None:
+    ramp = np.tile(np.linspace(0, 65535, 64, dtype=np.uint16), (64, 1))
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    np.testing.assert_allclose(decode(file.getvalue(), 64)[..., 0], ramp / 257, atol=1)

@@ -40,6 +40,8 @@ def open_image(data: bytes) -> Image.Image:
         raise BadImage(f"more than {MAX_PIXELS} pixels")
     try:
         upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255 instead of scaling
+            upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
         if upright.has_transparency_data:
             background = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(background, upright.convert("RGBA"))

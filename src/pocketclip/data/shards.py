@@ -7,14 +7,16 @@
 Any tar that WebDataset or img2dataset wrote can be read: a missing index is made on first use.
 """
 
+import hashlib
 import io
 import json
 import mmap
+import re
 import tarfile
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ from pocketclip.files import whole_file
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 INDEX_FORMAT = 1
 MAX_TEXT_BYTES = 1_000_000
+MAX_CAPTION = 10_000  # characters; a longer one is cut, no model reads so far
+OPEN_SHARDS = 256  # files at a time; a shuffle touches all shards, and systems allow about a thousand
+CHECKED_HEADERS = 32
 Span = NDArray[np.int64]
 
 
@@ -64,21 +69,7 @@ def write_index(path: Path) -> None:
     Rows without an image or without any caption file are left out and counted by reason in the index.
     Raises DataError if the tar ends early or is no tar.
     """
-    members: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.rpartition(".")
-                if not member.isreg() or not key:
-                    continue
-                if member.offset_data + member.size > size:
-                    raise DataError(f"{path}: ends inside {member.name}; the file is truncated, fetch or pack it again")
-                members[key][extension.lower()] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: not a whole tar file ({error}); fetch or pack it again") from None
-    if not _ends_properly(path):
-        raise DataError(f"{path}: has no end-of-archive mark; the file is truncated, fetch or pack it again")
+    members, size = _members(path), path.stat().st_size
     dropped: Counter[str] = Counter()
     keys, spans = [], []
     for key, files in members.items():
@@ -101,11 +92,41 @@ def write_index(path: Path) -> None:
         )
 
 
-def _ends_properly(path: Path) -> bool:
-    """Whether a tar closes with its two blocks of zeros: one cut between two members would else go unnoticed."""
+def _members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """KEY -> extension -> (start, length) of a tar's files; raises DataError if it is damaged or ends early."""
+    members: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.rpartition(".")
+                if not member.isreg() or not key:
+                    continue
+                if not 0 <= member.size <= size - member.offset_data:
+                    raise DataError(f"{path}: ends inside {member.name}; the file is truncated, fetch or pack it again")
+                members[key][extension.lower()] = (member.offset_data, member.size)
+            end = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a whole tar file ({error}); fetch or pack it again") from None
+    _check_end(path, end)
+    return members
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Raise DataError unless all that follows the last member is two or more blocks of zeros.
+
+    Without them a tar that was cut between two members, or has a damaged header, would lose its other rows unnoticed:
+    `tarfile` takes both for the end.
+    """
     with path.open("rb") as file:
-        file.seek(-min(1024, path.stat().st_size), io.SEEK_END)
-        return file.read() == bytes(1024)
+        file.seek(end)
+        found = 0
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise DataError(f"{path}: damaged at byte {end:,}, a file's header; fetch or pack it again")
+            found += len(block)
+    if found < 1024:
+        raise DataError(f"{path}: has no end-of-archive mark; the file is truncated, fetch or pack it again")
 
 
 def index_path(tar: Path) -> Path:
@@ -114,7 +135,7 @@ def index_path(tar: Path) -> Path:
 
 
 class Shard:
-    """One tar, mapped into memory, with its index."""
+    """One tar with its index."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,27 +144,36 @@ class Shard:
             write_index(path)
         try:
             with index.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                tar_size, self.keys, self.spans = int(arrays["tar_size"]), arrays["keys"], arrays["spans"]
-                self.dropped = [str(text) for text in arrays["dropped"]]
+                version, tar_size = int(arrays["format"]), int(arrays["tar_size"])
+                self.keys, self.spans = arrays["keys"], arrays["spans"]
+                self.dropped = _counts(arrays["dropped"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise DataError(f"{index}: damaged index; delete it, and it is made anew") from None
+        if version != INDEX_FORMAT:
+            raise DataError(f"{index}: format {version}, this version reads {INDEX_FORMAT}; delete it, it is made anew")
         size = path.stat().st_size
-        if size != tar_size:
-            raise DataError(
-                f"{path}: has {size} bytes, its index was made for {tar_size}; the tar is truncated or was replaced: "
-                f"fetch or pack it again, or delete {index.name} if it is whole"
-            )
-        if len(self.spans) and (self.spans.min() < 0 or (self.spans[:, ::2] + self.spans[:, 1::2]).max() > size):
+        if len(self.spans) and (self.spans.min() < 0 or (self.spans[:, ::2] + self.spans[:, 1::2]).max() > tar_size):
             raise DataError(f"{index}: points outside the tar; delete it, and it is made anew")
+        if size != tar_size or not self._headers_match():
+            raise DataError(
+                f"{path}: has {size} bytes, its index was made for another tar, of {tar_size}; it is truncated or was "
+                f"replaced: fetch or pack it again, or delete {index.name} if it is whole"
+            )
 
-    @cached_property
-    def _bytes(self) -> mmap.mmap:
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def _headers_match(self) -> bool:
+        """Whether some rows, spread over the tar, are where the index has them; another tar can have the same size."""
+        some = np.linspace(0, len(self) - 1, CHECKED_HEADERS, dtype=np.int64) if len(self) else ()
+        for row in np.unique(some):
+            start, key = int(self.spans[row, 0]), str(self.keys[row])
+            if not key.isascii() or len(key) > 90:  # such a name is not in the member's own header
+                continue
+            name = _mapped(self)[max(0, start - 512) : max(0, start - 412)].rstrip(b"\0")
+            if name.rpartition(b".")[0] != key.encode():
+                return False
+        return True
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process maps the file again."""
-        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+    def __len__(self) -> int:
+        return len(self.spans)
 
     def image(self, row: int) -> bytes:
         """The row's encoded image."""
@@ -153,20 +183,42 @@ class Shard:
         """The row's JSON, empty if it has none or it cannot be read."""
         try:
             found = json.loads(self._span(row, 2)[:MAX_TEXT_BYTES] or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
     def captions(self, row: int) -> list[str]:
-        """The row's captions: the JSON's list if it has one, else the text file; blank ones left out."""
+        """The row's captions: the JSON's list if it has one, else the text file; blank ones left out, long ones cut."""
         listed = self.metadata(row).get("captions")
         if not isinstance(listed, list):
             listed = [self._span(row, 4)[:MAX_TEXT_BYTES].decode("utf-8", errors="replace")]
-        return [text.strip() for text in listed if isinstance(text, str) and text.strip()]
+        return [text for text in map(_clean, listed) if text]
 
     def _span(self, row: int, column: int) -> bytes:
         start, length = self.spans[row, column : column + 2]
-        return self._bytes[start : start + length]
+        return _mapped(self)[start : start + length]
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _mapped(shard: Shard) -> mmap.mmap:
+    """The tar's bytes, mapped into memory; the least used ones are closed."""
+    with shard.path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _clean(caption: object) -> str:
+    """A caption as it is used: white space at its ends off, at most `MAX_CAPTION` characters, half characters marked.
+
+    JSON can hold one half of a pair of surrogates, as where somebody cut a string; no tokenizer takes it.
+    """
+    if not isinstance(caption, str):
+        return ""
+    return caption[:MAX_CAPTION].strip().encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _counts(lines: NDArray[np.str_]) -> Counter[str]:
+    """How many rows were left out, by reason, from lines such as `3 no image file`."""
+    return Counter({reason: int(count) for count, _, reason in (str(line).partition(" ") for line in lines)})
 
 
 class Split:
@@ -174,13 +226,25 @@ class Split:
 
     def __init__(self, folder: Path | str, split: str) -> None:
         self.folder, self.name = Path(folder), split
-        paths = sorted(self.folder.glob(f"{split}-[0-9]*.tar"))
+        paths = sorted(path for path in self.folder.glob("*.tar") if _split_of(path) == split)
         if not paths:
-            raise DataError(f"{self.folder}: no shards named {split}-*.tar; `pocketclip pack` writes them")
+            raise DataError(f"{self.folder}: no shards named {split}-00000.tar, ...; `pocketclip pack` writes them")
         self.shards = [Shard(path) for path in paths]
-        self._ends = np.cumsum([len(shard.spans) for shard in self.shards])
+        self.dropped = sum((shard.dropped for shard in self.shards), Counter[str]())
+        self._ends = np.cumsum([len(shard) for shard in self.shards])
         if not len(self):
-            raise DataError(f"{self.folder}: the shards of split {split} hold no rows")
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in self.dropped.items())
+            raise DataError(
+                f"{self.folder}: the shards of split {split} hold no rows" + (f" ({reasons})" if reasons else "")
+            )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over which rows the split has and where they lie: other data, other fingerprint."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update("\n".join([shard.path.name, *map(str, shard.keys)]).encode())
+            digest.update(shard.spans.tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -217,7 +281,13 @@ class Split:
 
 def splits_in(folder: Path) -> list[str]:
     """The names of the splits whose shards a folder holds, sorted."""
-    return sorted({path.name.rpartition("-")[0] for path in folder.glob("*-[0-9]*.tar")})
+    return sorted({split for path in folder.glob("*.tar") if (split := _split_of(path))})
+
+
+def _split_of(path: Path) -> str:
+    """SPLIT of SPLIT-00000.tar; "" for a tar of another name."""
+    named = re.fullmatch(r"(.+)-\d+\.tar", path.name)
+    return named[1] if named else ""
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
