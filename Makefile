@@ -1,9 +1,10 @@
 # Two commands: `make quickstart` and `make test`. Each makes its own virtual environment first.
-PYTHON ?= python3
 VENV := .venv
 ifeq ($(OS),Windows_NT)
+PYTHON ?= python
 BIN := $(VENV)/Scripts
 else
+PYTHON ?= python3
 BIN := $(VENV)/bin
 endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt

@@ -52,11 +52,26 @@ def test_mistakes_in_a_recipe(recipe_file: Path, override: str, words: tuple[str
 def test_missing_things_are_named(recipe_file: Path, tmp_path: Path) -> None:
     assert_one_clear_line(pocketclip("train", tmp_path / "no.toml"), "no.toml", "no such recipe file")
     assert_one_clear_line(pocketclip("evaluate", tmp_path / "bundle"), "no bundle")
+    assert_one_clear_line(pocketclip("evaluate", recipe_file), "no bundle")
     assert_one_clear_line(pocketclip("pack", "zip", tmp_path / "x"), "zip", "unknown source", "openmoji")
     usage = pocketclip("pack")
     assert usage.returncode == 2
     assert "Missing argument" in usage.stderr
     assert_one_clear_line(pocketclip("train", recipe_file, f"data.folder={tmp_path}/none"), "none", "no shards")
+
+
+def test_packaged_recipes_are_found_from_anywhere(tmp_path: Path) -> None:
+    assert_one_clear_line(pocketclip("tokenizer", "quickstart", cwd=tmp_path), "data/openmoji", "no shards")
+
+
+def test_a_bundle_is_evaluated_on_other_data_than_its_recipe_names(trained: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    done = pocketclip("evaluate", trained / "bundle", "--output", tmp_path / "a", "evaluate.splits=[]")
+    assert_one_clear_line(done, "names no split", "evaluate.splits=")
+    changes = (f"data.folder={tmp_path}/elsewhere", 'evaluate.splits=["test"]')
+    done = pocketclip("evaluate", trained / "bundle", *changes, "--output", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["test"]
 
 
 def test_a_batch_that_cannot_fit_is_refused_before_training(recipe_file: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pocketclip.errors import TokenizerError
 from pocketclip.recipe.schema import TokenizerSettings
-from pocketclip.tokenizer import END, START, CaptionTokenizer, learn_tokenizer, load_tokenizer, merge
+from pocketclip.tokenizer import END, START, CaptionTokenizer, learn_tokenizer, load_tokenizer
 
 CAPTIONS = ["woman firefighter medium skin tone", "man firefighter", "medium-dark skin tone", "red circle"] * 3
 
@@ -50,33 +50,6 @@ def test_frequent_words_become_single_tokens_and_capitals_are_folded(tokenizer: 
     assert (tokenizer.encode(["Woman FIREFIGHTER"])[0] == tokenizer.encode(["woman firefighter"])[0]).all()
     kept = learn_tokenizer(CAPTIONS, TokenizerSettings(vocabulary_size=320, lowercase=False))
     assert kept.encode("A").ids != kept.encode("a").ids
-
-
-@given(st.text())
-def test_without_dropout_merges_are_the_librarys(text: str) -> None:
-    tokenizer = CaptionTokenizer(learn_tokenizer(CAPTIONS, TokenizerSettings(vocabulary_size=320)), 12)
-    ranks = tokenizer._merges[1]
-    for word, _ in tokenizer.tokenizer.pre_tokenizer.pre_tokenize_str(f"medium firefighters {text}"):
-        theirs = [token.value for token in tokenizer.tokenizer.model.tokenize(word)]
-        assert merge(word, ranks, 0.0, lambda: 0.0) == theirs
-
-
-def test_dropout_breaks_words_in_many_ways_that_read_the_same(tokenizer: CaptionTokenizer) -> None:
-    captions = ["Woman firefighter medium skin tone"] * 40
-    long = CaptionTokenizer(learn_tokenizer(CAPTIONS, TokenizerSettings(vocabulary_size=320)), 40)
-    whole = long.encode(captions[:1])
-    tokens, ends = long.encode(captions, 0.2, seed=1)
-    assert len({tuple(row) for row in tokens.tolist()}) > 20
-    assert ends.mean() > whole[1][0] + 0.5
-    texts = {long.tokenizer.decode(ids[1:end].tolist()) for ids, end in zip(tokens, ends, strict=True)}
-    assert texts == {" woman firefighter medium skin tone"}
-    cut, stops = tokenizer.encode(captions, 1.0, seed=1)
-    assert cut.shape == (40, 12)
-    assert (cut[:, 11] == tokenizer.end).all()
-    assert (stops == 11).all()
-    again, other = (long.encode(captions, 0.2, seed)[0] for seed in (1, 2))
-    assert np.array_equal(tokens, again)
-    assert not np.array_equal(tokens, other)
 
 
 def test_the_folder_loads_in_transformers(tokenizer: CaptionTokenizer, tmp_path: Path) -> None:

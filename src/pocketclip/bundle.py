@@ -3,9 +3,10 @@
 model.safetensors        the weights
 recipe.toml              the complete recipe: sizes, preprocessing, how it was trained
 tokenizer.json           the vocabulary; with tokenizer_config.json it loads in transformers.AutoTokenizer
-bundle.json              format, training summary, SHA-256 of every other file
+bundle.json              format, training summary, SHA-256 of every other file and of itself
 """
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pocketclip.data.images import BadImage, normalise, open_image, to_square
@@ -30,7 +32,8 @@ from pocketclip.recipe.toml import parse_recipe, to_toml
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 
 FORMAT = 1
-WEIGHTS, RECIPE, TOKENIZER, DESCRIPTION = "model.safetensors", "recipe.toml", "tokenizer.json", "bundle.json"
+WEIGHTS, RECIPE, DESCRIPTION = "model.safetensors", "recipe.toml", "bundle.json"
+TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
 @dataclass
@@ -85,11 +88,12 @@ def save_bundle(
     try:
         with whole_folder(folder) as temporary:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+            (temporary / WEIGHTS).write_bytes(to_safetensors(state, metadata={"format": "pt"}))
             (temporary / RECIPE).write_text(to_toml(recipe), encoding="utf-8")
             tokenizer.save(temporary)
             sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
             description = {"format": FORMAT, "training": training, "sha256": sums}
+            description["seal"] = _seal(description)
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written: {error.strerror}; nothing there was changed") from None
@@ -118,18 +122,26 @@ def _checked_description(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         version, sums = description["format"], dict(description["sha256"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{folder}: no bundle ({DESCRIPTION} is missing); training writes runs/NAME/bundle") from None
     except (ValueError, KeyError, TypeError, OSError):
         raise BundleError(f"{path}: damaged; copy the bundle again or train it again") from None
     if version != FORMAT:
         raise BundleError(f"{path}: format {version}, this version reads {FORMAT}; use the version that wrote it")
-    for name in (WEIGHTS, RECIPE, TOKENIZER):
+    if description.get("seal") != _seal(description):
+        raise BundleError(f"{path}: damaged; copy the bundle again or train it again")
+    for name in (WEIGHTS, RECIPE, TOKENIZER, TOKENIZER_SETTINGS):
         if not (folder / name).is_file():
             raise BundleError(f"{folder / name}: missing; copy the bundle again or train it again")
         if sums.get(name) != sha256(folder / name):
             raise BundleError(f"{folder / name}: damaged (its SHA-256 is not the one in {DESCRIPTION}); copy it again")
     return dict(description)
+
+
+def _seal(description: dict[str, Any]) -> str:
+    """SHA-256 over all of bundle.json but itself."""
+    sealed = {name: value for name, value in description.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
 def _opened(image: Path | str | bytes | Image.Image) -> Image.Image:

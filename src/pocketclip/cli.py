@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pocketclip.errors import DataError, PocketCLIPError, Stopped
+from pocketclip.errors import DataError, PocketCLIPError, RecipeError, Stopped
 
 app = typer.Typer(
     name="pocketclip",
@@ -87,6 +87,9 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Pa
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="A trained model: runs/NAME/bundle.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="data.folder=... or evaluate.KEY=..., else as its recipe says.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the results go; else `evaluation` beside the bundle.")
     ] = None,
@@ -94,12 +97,15 @@ def evaluate(
     """Measure a trained model: zero-shot accuracy and retrieval on the splits that its recipe names."""
     from pocketclip.bundle import load
     from pocketclip.evaluate.splits import evaluate_splits
+    from pocketclip.recipe.toml import override
 
     loaded = load(bundle)
-    if not loaded.recipe.evaluate.splits:
-        raise DataError(f"{bundle}/recipe.toml: evaluate.splits names no split to evaluate on")
+    settings = override(loaded.recipe, overrides or (), ("data.folder", "evaluate."))
+    if not settings.evaluate.splits:
+        raise RecipeError(
+            f"{bundle}: its recipe names no split to evaluate on; add, for example, 'evaluate.splits=[\"test\"]'"
+        )
     folder = output or bundle.resolve().parent / "evaluation"
-    settings = loaded.recipe
     for result in evaluate_splits(
         loaded, Path(settings.data.folder), settings.evaluate.splits, folder, console, str(bundle)
     ):
@@ -123,11 +129,12 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and
 @app.command()
 def quickstart(recipe: RecipeFile = "quickstart", overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
     """The whole pipeline on the embedded data set, from nothing to a report; stages already done are kept."""
+    from pocketclip.data.shards import splits_in
     from pocketclip.recipe.toml import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
     folder, run = Path(settings.data.folder), runs / settings.name
-    if not (folder / "manifest.json").exists():
+    if not splits_in(folder):
         pack("openmoji", folder)
     if not (folder / "tokenizer.json").exists():
         tokenizer(recipe, overrides)

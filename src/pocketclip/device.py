@@ -33,9 +33,10 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[device]:
-        raise TrainingError(f'train.device = {device!r}: this machine (or this build of torch) has none; use "auto"')
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    kind, _, number = device.partition(":")
+    if not (number or "0").isdecimal() or int(number or 0) >= available.get(kind, 0):
+        raise TrainingError(f'device {device!r}: this machine (or this build of torch) has none; use "auto"')
     chosen = torch.device(device)
     return Device(chosen, has_bfloat16(chosen) if precision == "auto" else precision == "bfloat16")
 

@@ -31,6 +31,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a killed process; one writes a folder at a time
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir()
         yield temporary

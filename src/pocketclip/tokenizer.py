@@ -1,14 +1,12 @@
 """Captions <-> token ids: a byte-level byte-pair vocabulary, learned from the captions themselves.
 
 Source: Sennrich et al. 2016 (byte pairs); Radford et al. 2019 (bytes). The work is done by the `tokenizers` library;
-the files load in `transformers.AutoTokenizer`. Only merge dropout is our own, as the library's cannot be seeded.
+the files load in `transformers.AutoTokenizer`.
 """
 
+import hashlib
 import json
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,41 +36,27 @@ class CaptionTokenizer:
         """The number of entries."""
         return int(self.tokenizer.get_vocab_size())
 
-    def encode(
-        self, captions: Sequence[str], dropout: float = 0.0, seed: int = 0
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    @property
+    def lowercase(self) -> bool:
+        """Whether capitals are folded."""
+        return self.tokenizer.normalizer is not None and self.tokenizer.normalizer.normalize_str("A") == "a"
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and how it is applied."""
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+
+    def encode(self, captions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Captions -> ids [captions, longest of them] and the position of each one's end token [captions].
 
         Shorter captions are filled up with the end token; a longer one than the context length is cut and still ends
         with it.
-
-        dropout: chance that a merge is passed over each time it could be made, so that words break in ever different
-            ways (BPE-dropout, Provilkov et al. 2020, section 3.1). seed: of those chances.
         """
-        if dropout:
-            draw = random.Random(seed).random  # noqa: S311 (no secret)
-            ids = [self._encode_dropping(caption, dropout, draw) for caption in captions]
-        else:
-            ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(captions))]
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(captions))]
         lengths = np.array([len(one) for one in ids], dtype=np.int64)
         tokens = np.full((len(ids), int(lengths.max(initial=0))), self.end, dtype=np.int64)
         for row, one in enumerate(ids):
             tokens[row, : len(one)] = one
         return tokens, lengths - 1
-
-    def _encode_dropping(self, caption: str, dropout: float, draw: Callable[[], float]) -> list[int]:
-        vocabulary, ranks = self._merges
-        normalizer, splitter = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
-        text = normalizer.normalize_str(caption) if normalizer else caption
-        words = [word for word, _ in splitter.pre_tokenize_str(text)]
-        ids = [vocabulary[piece] for word in words for piece in merge(word, ranks, dropout, draw)]
-        return [vocabulary[START], *ids[: self.context_length - 2], self.end]
-
-    @cached_property
-    def _merges(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
-        """(piece -> id, pair of pieces -> rank of its merge)."""
-        model = json.loads(self.tokenizer.to_str())["model"]
-        return model["vocab"], {(first, second): rank for rank, (first, second) in enumerate(model["merges"])}
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, for `AutoTokenizer.from_pretrained(folder)`."""
@@ -87,21 +71,6 @@ class CaptionTokenizer:
         save_tokenizer(self.tokenizer, folder / "tokenizer.json")
         with whole_file(folder / "tokenizer_config.json") as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def merge(word: str, ranks: dict[tuple[str, str], int], dropout: float, draw: Callable[[], float]) -> list[str]:
-    """Merge a word's characters by rank, lowest first, each chance passed over with probability `dropout`."""
-    pieces = list(word)
-    while True:
-        found = [
-            (ranks[pair], place)
-            for place, pair in enumerate(pairwise(pieces))
-            if pair in ranks and (not dropout or draw() >= dropout)
-        ]
-        if not found:
-            return pieces
-        _, place = min(found)
-        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
 
 
 def learn_tokenizer(captions: Iterable[str], settings: TokenizerSettings) -> Tokenizer:

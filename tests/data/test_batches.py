@@ -59,8 +59,7 @@ def test_pairs_stay_pairs_and_every_caption_is_drawn(folder: Path) -> None:
 
 
 def test_position_and_seed_fix_a_batch_whatever_the_workers(folder: Path) -> None:
-    caption = {"unknown_words": 0.3, "merge_dropout": 0.2}
-    recipe = small_recipe(folder, caption=caption)
+    recipe = small_recipe(folder)
     one, other = make_batches(recipe), make_batches(recipe)
     for position in ((2, 1), (0, 0), (2, 1)):
         assert same(one[position], other[position])
@@ -68,7 +67,7 @@ def test_position_and_seed_fix_a_batch_whatever_the_workers(folder: Path) -> Non
     plain = list(load_batches(one, 2, 8, workers=0))
     assert [batch.position for batch in plain] == [(0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
     assert all(same(a, b) for a, b in zip(plain, load_batches(one, 2, 8, workers=2), strict=True))
-    cached = make_batches(small_recipe(folder, caption=caption, data={"cache": True}))
+    cached = make_batches(small_recipe(folder, data={"cache": True}))
     assert all(same(cached[position], one[position]) for position in ((0, 0), (1, 0), (2, 0)))
 
 
@@ -83,15 +82,6 @@ def test_training_and_evaluation_see_the_same_tensor(
     rows = np.random.default_rng([recipe.seed, 0]).permutation(45)[:15]
     bundle.encode_images([batches.split.image(int(row)) for row in rows])
     torch.testing.assert_close(torch.cat(seen), normalise(batches[0, 0].pixels, recipe.image), rtol=0, atol=0)
-
-
-def test_merge_dropout_spells_the_same_captions_in_more_tokens(folder: Path) -> None:
-    whole, broken = (make_batches(small_recipe(folder, caption={"merge_dropout": share})) for share in (0.0, 0.3))
-    tokenizer = load_tokenizer(folder / "tokenizer.json", 16).tokenizer
-    one, other = whole[0, 0], broken[0, 0]
-    assert other.ends.sum() > one.ends.sum()
-    texts = [tokenizer.decode_batch(batch.tokens.tolist()) for batch in (one, other)]
-    assert all(text.startswith(cut) and len(cut) > 5 for text, cut in zip(*texts, strict=True))
 
 
 def test_bad_rows_are_counted_and_dropped_never_replaced(tmp_path: Path, folder: Path) -> None:

@@ -71,3 +71,10 @@ def test_ranks_and_recall_equal_a_plain_count(data: st.DataObject) -> None:
 def test_equal_scores_never_look_like_success() -> None:
     constant = np.ones((3, 4), dtype=np.float32) / 2
     assert ranks(constant, np.ones((10, 4), dtype=np.float32) / 2, [[0], [4], [9]]).tolist() == [9, 9, 9]
+
+
+def test_a_model_whose_embeddings_are_no_numbers_is_never_right() -> None:
+    texts = np.eye(4, dtype=np.float32)
+    assert ranks(np.full((2, 4), np.nan, np.float32), texts, [[0], [3]]).tolist() == [3, 3]
+    texts[1] = np.nan
+    assert ranks(np.eye(4, dtype=np.float32)[:1], texts, [[0]]).tolist() == [1]

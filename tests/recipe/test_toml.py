@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pocketclip.errors import RecipeError
 from pocketclip.recipe.schema import Recipe
-from pocketclip.recipe.toml import differences, known_settings, load_recipe, parse_recipe, to_toml
+from pocketclip.recipe.toml import differences, known_settings, load_recipe, override, parse_recipe, to_toml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -58,6 +58,10 @@ def test_overrides_are_typed_as_in_toml(tmp_path: Path) -> None:
         ("train.learning_rate=nan", "train.learning_rate"),
         ("name=../evil", "name = '../evil'"),
         ("train", "'train' is no override; write key=value"),
+        ("name=5", """to write it as text: 'name="5"'"""),
+        ("train.beta_1=1.0", "train.beta_1 = 1.0: input should be less than 1"),
+        ("seed=99999999999999999999999", "seed = 99999999999999999999999: input should be less than"),
+        ("data.split=/x", "data.split = '/x': string should match"),
         ("name.x=1", "name = {'x': 1}: input should be a valid string"),
     ],
 )
@@ -68,6 +72,19 @@ def test_a_mistake_is_named(override: str, message: str, tmp_path: Path) -> None
         load_recipe(path, [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_bytes(b"\xef\xbb\xbfseed = 3\r\n")
+    assert load_recipe(path).seed == 3
+
+
+def test_only_some_keys_can_be_changed_afterwards(recipe: Recipe) -> None:
+    changed = override(recipe, ["evaluate.splits=['a']", "data.folder=there"], ("data.folder", "evaluate."))
+    assert (changed.evaluate.splits, changed.data.folder) == (("a",), "there")
+    with pytest.raises(RecipeError, match="'seed=1' cannot be changed here"):
+        override(recipe, ["seed=1"], ("data.folder", "evaluate."))
 
 
 def test_a_missing_or_malformed_file_is_named(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def make_run(folder):
     (run / "bundle" / "bundle.json").write_text(json.dumps({"format": 1, "training": training}))
     save_file({"a": np.zeros((3, 4)), "b": np.zeros(())}, run / "bundle" / "model.safetensors")
     images, texts = vectors()
-    arrays = {"captions": np.array(CANDIDATES), "texts": texts.astype(np.float16)}
+    arrays = {"captions": np.frombuffer(json.dumps(CANDIDATES).encode(), np.uint8), "texts": texts.astype(np.float16)}
     (run / "evaluation").mkdir()
     for split in ("train", "unseen"):
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in predictions()]

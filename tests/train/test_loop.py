@@ -1,9 +1,11 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from conftest import small_recipe
-from pocketclip.errors import Stopped, TrainingError
+from conftest import example_rows, small_recipe
+from pocketclip.data.rows import Row
+from pocketclip.data.shards import write_shards
+from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerError, TrainingError
 from pocketclip.recipe.schema import Recipe
-from pocketclip.recipe.toml import to_toml
-from pocketclip.train import loop
+from pocketclip.recipe.toml import load_recipe, to_toml
+from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
+from pocketclip.train.check import check
 from pocketclip.train.loop import Learner, train
 
 
@@ -118,10 +123,6 @@ def test_a_loss_that_stays_at_chance_is_said_plainly(folder: Path, tmp_path: Pat
 def test_a_changed_data_set_is_noticed_on_resume(
     folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conftest import example_rows
-    from pocketclip.data.shards import write_shards
-    from pocketclip.errors import CheckpointError
-
     data = tmp_path / "data"
     data.mkdir()
     (data / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
@@ -131,9 +132,64 @@ def test_a_changed_data_set_is_noticed_on_resume(
         stop_after(3, patch)
         with pytest.raises(Stopped):
             train(recipe, tmp_path / "run", console)
-    write_shards(list(example_rows(test=False))[:30], data, "train")
-    with pytest.raises(CheckpointError, match="was training on 45 rows"):
+    vocabulary = (data / "tokenizer.json").read_text()
+    save_tokenizer(learn_tokenizer(["quite other words"], recipe.tokenizer), data / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"other files than .*\(tokenizer changed\)"):
         train(recipe, tmp_path / "run", console)
+    (data / "tokenizer.json").write_text(vocabulary)
+    rows = list(example_rows(test=False))
+    write_shards(rows[:30], data, "train")
+    with pytest.raises(CheckpointError, match=r"\(rows changed\)"):
+        train(recipe, tmp_path / "run", console)
+    write_shards(reversed(rows), data, "train")
+    with pytest.raises(CheckpointError, match=r"\(data changed\)"):
+        train(recipe, tmp_path / "run", console)
+    write_shards(rows, data, "train")
+    train(recipe, tmp_path / "run", console)
+
+
+def test_a_vocabulary_that_folds_capitals_otherwise_is_named(folder: Path, tmp_path: Path, console: Console) -> None:
+    with pytest.raises(TokenizerError, match=r"was learned with tokenizer\.lowercase = true"):
+        train(small_recipe(folder, tokenizer={"lowercase": False}), tmp_path / "run", console)
+
+
+def test_what_a_kill_leaves_at_the_start_does_not_stop_the_next_one(
+    folder: Path, tmp_path: Path, console: Console
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".recipe.toml.77.part").write_text("half")
+    (run / "training.lock").touch()
+    train(small_recipe(folder), run, console)
+    assert (run / "environment.json").exists()
+    assert not list(run.glob("*.part"))
+
+
+def test_settings_that_cannot_change_the_weights_may_change(
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small_recipe(folder), tmp_path / "whole", console)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(Stopped):
+            train(small_recipe(folder), tmp_path / "run", console)
+    (tmp_path / "run" / "environment.json").unlink()
+    train(small_recipe(folder, data={"workers": 1}, evaluate={"splits": []}), tmp_path / "run", console)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert load_recipe(tmp_path / "run" / "recipe.toml").data.workers == 1
+    assert (tmp_path / "run" / "environment.json").exists()
+
+
+def test_rows_that_the_shards_left_out_are_counted(folder: Path, tmp_path: Path, console: Console) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    with tarfile.open(data / "train-00009.tar", "w") as tar:
+        member = tarfile.TarInfo("alone.txt")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"words"))
+    train(small_recipe(data), tmp_path / "run", console)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["dropped"] == {"no image file": 1}
 
 
 def test_kill_nine_three_times_then_the_same_weights(folder: Path, tmp_path: Path) -> None:
@@ -175,26 +231,26 @@ def test_kill_nine_three_times_then_the_same_weights(folder: Path, tmp_path: Pat
 
 
 def test_a_vocabulary_that_is_too_large_is_named(folder: Path, tmp_path: Path, console: Console) -> None:
-    from pocketclip.errors import TokenizerError
-
     with pytest.raises(TokenizerError, match=r"tokenizer\.vocabulary_size is 258"):
         train(small_recipe(folder, tokenizer={"vocabulary_size": 258}), tmp_path / "run", console)
-    assert loop.LOG_EVERY == 10
 
 
 def test_data_without_one_usable_row_is_named(folder: Path, tmp_path: Path, console: Console) -> None:
-    from pocketclip.data.rows import Row
-    from pocketclip.data.shards import write_shards
-    from pocketclip.errors import DataError
-
     write_shards([Row(str(n), b"text", "jpg", ("words",)) for n in range(20)], tmp_path, "train")
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    with pytest.raises(DataError, match="not one row of a whole batch can be used: 15 x no JPEG, PNG or WebP"):
-        train(small_recipe(tmp_path), tmp_path / "run", console)
+    for use in (
+        lambda: train(small_recipe(tmp_path), tmp_path / "run", console),
+        lambda: check(small_recipe(tmp_path)),
+    ):
+        with pytest.raises(DataError, match="not one row of a whole batch can be used: 15 x no JPEG, PNG or WebP"):
+            use()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX process groups")
-def test_a_second_process_is_refused_and_ctrl_c_reaches_the_workers_and_saves(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
+def test_a_second_process_is_refused_and_a_stop_of_the_whole_group_saves(
+    folder: Path, tmp_path: Path, stop: str
+) -> None:
     recipe = small_recipe(folder, train={"epochs": 3000}, data={"workers": 2})
     (tmp_path / "small.toml").write_text(to_toml(recipe))
     runs = tmp_path / "runs"
@@ -209,7 +265,7 @@ def test_a_second_process_is_refused_and_ctrl_c_reaches_the_workers_and_saves(fo
     second = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert second.returncode == 2
     assert "another process is training in it" in second.stderr
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.Signals[stop])
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, said + complained
     assert "the same command goes on" in said

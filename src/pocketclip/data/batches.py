@@ -8,7 +8,7 @@ any number of workers.
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
 
@@ -24,8 +24,7 @@ from pocketclip.data.shards import Split
 from pocketclip.errors import DataError
 from pocketclip.recipe.schema import Recipe
 
-# (captions, chance that a merge is passed over, seed of those chances) -> (ids, end positions)
-Encode = Callable[[Sequence[str], float, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
+Encode = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 Position = tuple[int, int]
 Pixels = NDArray[np.uint8]
 
@@ -44,6 +43,12 @@ class Batch:
     ends: Tensor
     dropped: Counter[str]
 
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, from which a GPU copies in the background; torch's loader calls it."""
+        return replace(
+            self, pixels=self.pixels.pin_memory(), tokens=self.tokens.pin_memory(), ends=self.ends.pin_memory()
+        )
+
 
 class TrainingBatches(Dataset[Batch]):
     """The batches of one split; indexed by position."""
@@ -58,7 +63,7 @@ class TrainingBatches(Dataset[Batch]):
                 f"train.batch_size = {self.batch_size}; lower it or pack more rows"
             )
         self._order = lru_cache(maxsize=2)(self._shuffle)
-        self.unknown_share, self.merge_dropout = recipe.caption.unknown_words, recipe.caption.merge_dropout
+        self.unknown_share = recipe.caption.unknown_words
         self._unknown_words = UnknownWords(split.every_caption()) if self.unknown_share else None
         self._cache: dict[int, Pixels | str] | None = {} if recipe.data.cache else None
 
@@ -79,12 +84,12 @@ class TrainingBatches(Dataset[Batch]):
                     pixels = augment(pixels, self.image.shift, self.image.flip, random)
                 images.append(pixels)
                 captions.append(self._drawn(choices, random))
-        tokens, ends = self.encode(captions, self.merge_dropout, int(random.integers(2**32)))
+        tokens, ends = self.encode(captions)
         stacked = np.stack(images) if images else np.zeros((0, self.image.size, self.image.size, 3), np.uint8)
         return Batch(position, torch.from_numpy(stacked), torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
 
     def _drawn(self, captions: list[str], random: np.random.Generator) -> str:
-        """One of a row's captions, now and then with an invented word."""
+        """One of a row's captions, now and then with an unknown word."""
         caption = captions[random.integers(len(captions))]
         if self._unknown_words and random.random() < self.unknown_share:
             return self._unknown_words.replace(caption, random)
@@ -130,9 +135,13 @@ def augment(pixels: Pixels, shift: float, flip: bool, random: np.random.Generato
     return pixels
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches workers too; the training process is the one that acts on it, and it still needs its batch."""
+def _ignore_stops(_worker: int) -> None:
+    """Ctrl-C and a service's stop reach workers too; the training process acts on them, and it still needs its batch.
+
+    Workers end when it does: torch's loader sees to that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -> Iterator[Batch]:
@@ -147,6 +156,6 @@ def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -
         sampler=cast("Sequence[int]", positions),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_ignore_stops,
     )
     return iter(loader)

@@ -25,8 +25,9 @@ def pack_openmoji(folder: Path, size: int, validation: bool = False) -> dict[str
 
 
 def _pack(folder: Path, size: int, validation: bool) -> dict[str, Any]:
+    folder = folder.resolve()
     if splits_in(folder) or (folder / "manifest.json").exists():
-        raise DataError(f"{folder}: already holds shards; delete the folder to pack it again, or choose another")
+        raise DataError(f"{folder}: already holds shards; choose another folder, or delete them first")
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -29,7 +29,8 @@ def ranks(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]]) 
     """The rank of each image's best true caption among all captions; 0 is the first place.
 
     true: for each image the indices of the captions that are right for it, at least one.
-    A wrong caption with the very same cosine counts as ahead, so that equal scores never look like success.
+    A wrong caption with the very same cosine counts as ahead, and so does everything where a cosine is no number, so
+    that equal or broken scores never look like success.
     """
     result = np.empty(len(images), dtype=np.int64)
     for start in range(0, len(images), BLOCK):
@@ -37,7 +38,7 @@ def ranks(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]]) 
         for row, score in enumerate(scores, start=start):
             right = np.zeros(len(score), dtype=bool)
             right[list(true[row])] = True
-            result[row] = int((score[~right] >= score[right].max()).sum())
+            result[row] = int((~(score[~right] < score[right].max())).sum())
     return result
 
 

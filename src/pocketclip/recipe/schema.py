@@ -12,6 +12,7 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Colour = tuple[float, float, float]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Activation = Literal["gelu", "quick_gelu"]
 
 
@@ -25,7 +26,9 @@ class DataSettings(Settings):
     """Where the rows come from."""
 
     folder: str = Field("data", description="folder of shards, as `pocketclip pack` writes it")
-    split: str = Field("train", description="the split to train on: the shards named SPLIT-*.tar")
+    split: Annotated[str, Field(pattern=NAME)] = Field(
+        "train", description="the split to train on: the shards named SPLIT-*.tar"
+    )
     workers: Natural = Field(0, description="processes that decode images; 0 decodes in the training process")
     cache: bool = Field(
         False, description="keep decoded images in memory (size x size x 3 bytes each); for sets that fit"
@@ -61,13 +64,8 @@ class CaptionSettings(Settings):
 
     unknown_words: Share = Field(
         0.0,
-        description="training only: share of the captions in which one word, mostly a rare one, is replaced by "
-        "strange ones, so that unknown words come to mean nothing in particular",
-    )
-    merge_dropout: Share = Field(
-        0.0,
-        description="training only: chance that a byte-pair merge is passed over, so that a word is read in many "
-        "spellings (BPE-dropout)",
+        description="training only: share of the captions in which one word, mostly a rare one, is replaced by an "
+        "invented one, so that unknown words come to mean nothing in particular",
     )
 
 
@@ -154,8 +152,8 @@ class TrainSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.2, description="on matrices; never on biases, norms, embeddings"
     )
-    beta_1: Share = Field(0.9, description="AdamW's decay of the mean")
-    beta_2: Share = Field(0.98, description="AdamW's decay of the variance")
+    beta_1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="AdamW's decay of the mean")
+    beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="AdamW's decay of the variance")
     epsilon: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's epsilon")
     clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients longer than this are shortened to it")
     label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch")
@@ -178,10 +176,10 @@ class EvaluateSettings(Settings):
 class Recipe(Settings):
     """A whole run. The same recipe and the same data give the same weights on the same machine."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        "clip", description="the run's folder is runs/NAME"
+    name: Annotated[str, Field(pattern=NAME)] = Field("clip", description="the run's folder is runs/NAME")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of the initial weights, the shuffle and the augmentation"
     )
-    seed: Natural = Field(0, description="of the initial weights, the shuffle and the augmentation")
     data: DataSettings = DataSettings()
     image: ImageSettings = ImageSettings()
     caption: CaptionSettings = CaptionSettings()

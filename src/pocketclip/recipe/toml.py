@@ -27,7 +27,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """
     found = _find(Path(path))
     try:
-        values = tomllib.loads(found.read_text(encoding="utf-8"))
+        values = tomllib.loads(found.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
@@ -35,6 +35,16 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(values, override)
     return parse_recipe(values, str(path))
+
+
+def override(recipe: Recipe, overrides: Sequence[str], allowed: tuple[str, ...]) -> Recipe:
+    """A recipe with overrides of keys that begin with one of `allowed`; raises RecipeError for others."""
+    values = recipe.model_dump(mode="json")
+    for one in overrides:
+        if not one.strip().startswith(allowed):
+            raise RecipeError(f"{one!r} cannot be changed here; only {', '.join(allowed)} can")
+        _apply(values, one)
+    return parse_recipe(values, "override")
 
 
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
@@ -69,9 +79,10 @@ def _find(path: Path) -> Path:
     if path.is_file():
         return path
     if path.suffix == "" and path.parent == Path():
-        packaged = resources.files("pocketclip") / "recipes" / f"{path.name}.toml"
-        beside = Path("recipes") / f"{path.name}.toml"
-        for candidate in (beside, cast("Path", packaged)):
+        package = cast("Path", resources.files("pocketclip"))
+        # Beside the user, in an installed package, in a checkout that was installed as it lies.
+        for folder in (Path("recipes"), package / "recipes", package.parent.parent / "recipes"):
+            candidate = folder / f"{path.name}.toml"
             if candidate.is_file():
                 return candidate
     raise RecipeError(f"{path}: no such recipe file; recipes/ holds the ones that come with PocketCLIP")
@@ -105,7 +116,8 @@ def _explain(error: dict[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+    hint = f"""; to write it as text: '{key}="{error["input"]}"'""" if error["type"] == "string_type" else ""
+    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}{hint}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

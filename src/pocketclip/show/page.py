@@ -181,8 +181,10 @@ def _commands(run: FinishedRun) -> str:
     folder = shlex.quote(str(run.folder))
     data = shlex.quote(run.recipe.data.folder)
     lines = [f"# the shards go into {run.recipe.data.folder}"]
-    if run.manifest.get("source") == "openmoji":
-        lines = [f"pocketclip pack openmoji {data} --size {run.manifest.get('image_size', 72)}"]
+    source = str(run.manifest.get("source"))
+    if source.startswith("openmoji"):
+        cut = " --validation" if "validation" in source else ""
+        lines = [f"pocketclip pack openmoji {data} --size {run.manifest.get('image_size', 72)}{cut}"]
     runs = shlex.quote(str(run.folder.parent))
     elsewhere = "" if runs == "runs" else f" --runs {runs}"
     lines += [

@@ -82,8 +82,8 @@ class FinishedRun:
         self.folder = folder
         training = f"`pocketclip train` writes it; is {folder} a run's folder?"
         recipe = _existing(folder / "recipe.toml", training)
-        self.recipe_text = recipe.read_text(encoding="utf-8")
         self.recipe: Recipe = load_recipe(recipe)
+        self.recipe_text = recipe.read_text(encoding="utf-8")
         self.environment = _json_object(folder / "environment.json", training)
         self.metrics = read_lines(_existing(folder / "metrics.jsonl", training))
         if not self.metrics:
@@ -113,7 +113,7 @@ class FinishedRun:
         path = _existing(self.folder / "evaluation" / "embeddings.npz", self._evaluating)
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                place = {str(caption): number for number, caption in enumerate(arrays["captions"])}
+                place = {caption: number for number, caption in enumerate(json.loads(arrays["captions"].tobytes()))}
                 captions = Captions(place, _of_length_one(arrays["texts"]))
                 return [
                     self._split(result, _of_length_one(arrays[f"images_{result.benchmark}"]), captions)

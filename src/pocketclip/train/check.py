@@ -1,20 +1,20 @@
 """Price a recipe before it runs: count it, then time a few of its real steps and throw them away."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import torch
 
-from pocketclip.data.batches import Batch, TrainingBatches
+from pocketclip.data.batches import Batch, TrainingBatches, load_batches
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device
 from pocketclip.errors import TrainingError
 from pocketclip.model.budget import Budget, count_budget
 from pocketclip.recipe.schema import Recipe
-from pocketclip.train.loop import Learner, memory_in_use, open_tokenizer
+from pocketclip.train.loop import Learner, memory_in_use, open_tokenizer, require_pairs
 
 WARM_STEPS, TIMED_STEPS = 3, 9
 
@@ -44,7 +44,8 @@ def check(recipe: Recipe) -> Estimate:
     tokenizer = open_tokenizer(recipe)
     split = Split(recipe.data.folder, recipe.data.split)
     batches = TrainingBatches(split, recipe, tokenizer.encode)
-    tokens = np.mean([computed_tokens(batches[0, step], device) for step in range(min(3, batches.steps_per_epoch))])
+    some = [require_pairs(batches[0, step], split) for step in range(min(3, batches.steps_per_epoch))]
+    tokens = np.mean([computed_tokens(batch, device) for batch in some])
     budget = count_budget(recipe, float(tokens), 2 if device.bfloat16 else 4)
     free = free_memory(device)
     if budget.memory_bytes > free:
@@ -74,14 +75,24 @@ def _time_steps(learner: Learner, batches: TrainingBatches) -> tuple[float, floa
     """(median seconds a step, bytes in use at the most) of a few steps on real batches."""
     seconds: list[float] = []
     memory = 0
-    for number in range(WARM_STEPS + TIMED_STEPS):
-        began = time.monotonic()
-        # The same few batches again: where images are cached, a run decodes each but once.
-        loss, _ = learner.step(batches[0, number % min(WARM_STEPS, batches.steps_per_epoch)], number)
+    began = time.monotonic()
+    for number, batch in enumerate(_some_batches(learner, batches)):
+        loss, _ = learner.step(batch, number)
         loss.item()  # waits for the device
-        seconds.append(time.monotonic() - began)
         memory = max(memory, memory_in_use(learner.device))
-    return float(np.median(seconds[WARM_STEPS:])), float(memory)
+        seconds.append(time.monotonic() - began)
+        began = time.monotonic()
+    return float(np.median(seconds[-TIMED_STEPS:])), float(memory)
+
+
+def _some_batches(learner: Learner, batches: TrainingBatches) -> Iterator[Batch]:
+    """As many batches as are timed, made the way that the run makes them."""
+    count, workers = WARM_STEPS + TIMED_STEPS, learner.recipe.data.workers
+    if workers:
+        yield from load_batches(batches, 0, min(count, learner.steps), workers)
+    else:  # the same few again: where images are cached, a run decodes each but once
+        for number in range(count):
+            yield batches[0, number % min(WARM_STEPS, batches.steps_per_epoch)]
 
 
 def free_memory(device: Device) -> float:

@@ -41,7 +41,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:  # torch covers the file's OSError with a RuntimeError of its own
         cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
         kept = _saved(folder)
         raise CheckpointError(
             f"{path}: cannot be written ({reason}); "
@@ -61,7 +63,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         whole = description["sha256"] == sha256(path / STATE)
-        tensors = torch.load(path / STATE, weights_only=True) if whole else {}
+        tensors = torch.load(path / STATE, map_location="cpu", weights_only=True) if whole else {}
     except Exception as error:
         raise CheckpointError(f"{path}: damaged ({error}); delete this folder to start the run anew") from None
     if not whole:

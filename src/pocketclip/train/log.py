@@ -17,8 +17,8 @@ class MetricsLog:
     def __init__(self, path: Path, length: int) -> None:
         try:
             self._file = path.open("ab")
-            self._file.truncate(length)
-            self._file.seek(length)
+            self._file.truncate(min(length, path.stat().st_size))  # a longer one would be filled up with zeros
+            self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise TrainingError(f"{path}: cannot be written: {error.strerror}; choose another run folder") from None
 

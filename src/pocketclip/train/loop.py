@@ -37,6 +37,8 @@ from pocketclip.train.optimizer import build_optimizer
 from pocketclip.train.schedule import learning_rate
 
 LOG_EVERY = 10
+LOCK = "training.lock"
+CHANGEABLE = ("data.workers", "train.checkpoint_minutes", "evaluate.")  # settings that cannot change the weights
 
 
 class Learner:
@@ -112,14 +114,15 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
     split = Split(recipe.data.folder, recipe.data.split)
     tokenizer = open_tokenizer(recipe)
     batches = TrainingBatches(split, recipe, tokenizer.encode)
-    prepare_folder(folder, recipe, device)
     bundle = folder / "bundle"
-    if bundle.exists():
-        console.print(f"{bundle} is complete; delete {folder} to train it anew")
-        return bundle
+    check_folder(folder, recipe)
     with alone_in(folder):
+        if bundle.exists():
+            console.print(f"{bundle} is complete; delete {folder} to train it anew")
+            return bundle
+        prepare_folder(folder, recipe, device)
         learner = Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs)
-        run = Run(recipe, folder, console, learner, batches)
+        run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
         run.resume()
         run.go()
         summary = {"steps": run.learner.steps, **vars(run.tally)}
@@ -131,21 +134,29 @@ class Run:
     """One run in its folder."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, console: Console, learner: Learner, batches: TrainingBatches
+        self,
+        recipe: Recipe,
+        folder: Path,
+        console: Console,
+        learner: Learner,
+        batches: TrainingBatches,
+        vocabulary: str,
     ) -> None:
         self.recipe, self.folder, self.console = recipe, folder, console
         self.learner, self.batches = learner, batches
-        self.start, self.tally = 0, Tally()
+        self.start, self.tally = 0, Tally(dropped=dict(batches.split.dropped))
+        self.data = {"rows": len(batches.split), "data": batches.split.fingerprint(), "tokenizer": vocabulary}
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
         checkpoint = load_checkpoint(self.folder / "checkpoint")
         if checkpoint is None:
             return
-        if checkpoint.description["rows"] != len(self.batches.split):
+        changed = [what for what, value in self.data.items() if checkpoint.description.get(what) != value]
+        if changed:
             raise CheckpointError(
-                f"{self.folder}: was training on {checkpoint.description['rows']} rows, {self.recipe.data.folder} now "
-                f"has {len(self.batches.split)}; restore the data set, or delete {self.folder} to start anew"
+                f"{self.folder}: was training on other files than {self.recipe.data.folder} now holds ({changed[0]} "
+                f"changed); restore them, or delete {self.folder} to start anew"
             )
         self.learner.restore(checkpoint.tensors)
         self.start, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
@@ -179,10 +190,7 @@ class Run:
                     )
 
     def _count(self, batch: Batch) -> None:
-        if not len(batch.pixels):
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in batch.dropped.items())
-            raise DataError(f"{self.recipe.data.folder}: not one row of a whole batch can be used: {reasons}")
-        self.tally.pairs += len(batch.pixels)
+        self.tally.pairs += len(require_pairs(batch, self.batches.split).pixels)
         self.tally.dropped = dict(Counter(self.tally.dropped) + batch.dropped)
 
     def _log(self, metrics: MetricsLog, lines: ProgressLine, done: int, losses: list[Tensor], gradient: float) -> None:
@@ -227,14 +235,27 @@ class Run:
 
     def _save(self, metrics: MetricsLog, step: int) -> None:
         self.tally.metrics_bytes = metrics.sync()
-        description = {"rows": len(self.batches.split), "tally": vars(self.tally)}
+        description = {**self.data, "tally": vars(self.tally)}
         save_checkpoint(self.folder / "checkpoint", Checkpoint(step, self.learner.state(), description))
+
+
+def require_pairs(batch: Batch, split: Split) -> Batch:
+    """The batch; raises DataError if every row of it had to be dropped."""
+    if not len(batch.pixels):
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in batch.dropped.items())
+        raise DataError(f"{split.folder}: not one row of a whole batch can be used: {reasons}")
+    return batch
 
 
 def open_tokenizer(recipe: Recipe) -> CaptionTokenizer:
     """The data folder's tokenizer, checked against the recipe."""
     path = Path(recipe.data.folder) / "tokenizer.json"
     tokenizer = load_tokenizer(path, recipe.text_tower.context_length)
+    if tokenizer.lowercase != recipe.tokenizer.lowercase:
+        raise TokenizerError(
+            f"{path}: was learned with tokenizer.lowercase = {str(tokenizer.lowercase).lower()}; run `pocketclip "
+            "tokenizer` with this recipe, or change the setting"
+        )
     if tokenizer.vocabulary_size > recipe.tokenizer.vocabulary_size:
         raise TokenizerError(
             f"{path}: has {tokenizer.vocabulary_size} entries, tokenizer.vocabulary_size is "
@@ -243,25 +264,32 @@ def open_tokenizer(recipe: Recipe) -> CaptionTokenizer:
     return tokenizer
 
 
-def prepare_folder(folder: Path, recipe: Recipe, device: Device) -> None:
-    """Make the run's folder with recipe.toml and environment.json, or check that it holds this recipe's run."""
+def check_folder(folder: Path, recipe: Recipe) -> None:
+    """Raise TrainingError if a folder holds a run of another recipe, or something else than a run."""
     kept = folder / "recipe.toml"
     if kept.exists():
-        changed = differences(load_recipe(kept), recipe)
+        changed = [key for key in differences(load_recipe(kept), recipe) if not key.startswith(CHANGEABLE)]
         if changed:
             raise TrainingError(
                 f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); choose another name=..., "
                 f"or delete the folder"
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(file.name != LOCK and not file.name.endswith(".part") for file in folder.iterdir()):
         raise TrainingError(f"{folder}: is not empty and holds no run; choose another name=...")
+
+
+def prepare_folder(folder: Path, recipe: Recipe, device: Device) -> None:
+    """Write recipe.toml and environment.json, as they are for this start; a killed process's leftovers go."""
+    texts = {
+        "recipe.toml": to_toml(recipe),
+        "environment.json": json.dumps(describe_environment(device), indent=2) + "\n",
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(kept) as temporary:
-            temporary.write_text(to_toml(recipe), encoding="utf-8")
-        with whole_file(folder / "environment.json") as temporary:
-            temporary.write_text(json.dumps(describe_environment(device), indent=2) + "\n", encoding="utf-8")
+        for leftover in folder.glob(".*.part"):
+            leftover.unlink()
+        for name, text in texts.items():
+            with whole_file(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another run folder") from None
 
@@ -272,13 +300,20 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     The system lets go of the lock when its process ends, however that happens.
     """
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        with FileLock(folder / "training.lock", timeout=0):
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise TrainingError(
             f"{folder}: another process is training in it; wait for it, or choose another name=..."
         ) from None
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another run folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
