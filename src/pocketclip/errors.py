@@ -2,11 +2,13 @@
 
     PocketCLIPError
     ├── RecipeError       a recipe file or an override: unknown key, wrong type, impossible value
+    ├── CollectError      a dump, a provider or a list of found images that cannot be used
     ├── DataError         shards, an index or a manifest: missing, damaged, empty
     ├── TokenizerError    a vocabulary that cannot be learned or does not fit the model
     ├── BundleError       a trained model's folder: missing, damaged, of another version
     ├── CheckpointError   what a run needs to go on: damaged, or of another recipe
-    └── TrainingError     training cannot go on: NaN loss, an unwritable run folder
+    ├── TrainingError     training cannot go on: NaN loss, an unwritable run folder
+    └── EngineError       workers that died, a Ray cluster that cannot be reached
 
 Each message names the file or the key, says what was found and what to do. The command line prints
 the message alone, on one line, and exits with code 2; a library user catches `PocketCLIPError`.
@@ -19,6 +21,10 @@ class PocketCLIPError(Exception):
 
 class RecipeError(PocketCLIPError):
     """A recipe that cannot be used as it stands."""
+
+
+class CollectError(PocketCLIPError):
+    """A dump, a provider's answer or a list of found images that cannot be used."""
 
 
 class DataError(PocketCLIPError):
@@ -39,6 +45,10 @@ class CheckpointError(PocketCLIPError):
 
 class TrainingError(PocketCLIPError):
     """Training that cannot start or go on."""
+
+
+class EngineError(PocketCLIPError):
+    """Workers, here or on a Ray cluster, that cannot do their work."""
 
 
 class Stopped(Exception):

@@ -35,6 +35,48 @@ class DataSettings(Settings):
     )
 
 
+class WordsSettings(Settings):
+    """Which words images are searched for."""
+
+    dump: str = Field("", description="a Wikipedia dump, pages-articles .xml or .xml.bz2; empty: the list of `wordfreq`")
+    minimum: Natural = Field(100, description="words are kept that occur more often than this in the dump")
+    most: Positive = Field(100_000, description="at most so many words, the most frequent ones")
+    nouns: str = Field(
+        "", description="folder of WordNet's database (index.noun, data.noun): keep only nouns that can be seen; empty: all"
+    )
+
+
+class SearchSettings(Settings):
+    """Where images are searched, and how many."""
+
+    providers: tuple[Literal["unsplash", "openverse", "wikimedia"], ...] = Field(
+        ("openverse", "wikimedia"), description="image services; unsplash needs a key in UNSPLASH_ACCESS_KEY"
+    )
+    images_per_word: Positive = Field(10_000, description="at most so many images a word and provider")
+    longest_wait: Natural = Field(
+        0, description="minutes to wait at a rate limit; where it lasts longer the search stops and says when to go on"
+    )
+    unsplash: str = Field("https://api.unsplash.com", description="where Unsplash's API is")
+    openverse: str = Field("https://api.openverse.org", description="where Openverse's API is")
+    wikimedia: str = Field("https://commons.wikimedia.org", description="where Wikimedia Commons' API is")
+
+
+class FetchSettings(Settings):
+    """How images are downloaded."""
+
+    rows_per_shard: Positive = Field(10_000, description="rows tried for one shard; fewer if some fail")
+    connections: Positive = Field(128, description="downloads at a time, in each worker process")
+    connections_per_host: Positive = Field(16, description="of them to one host")
+    timeout: Annotated[float, Field(gt=0)] = Field(20.0, description="seconds for one try, from connection to last byte")
+    retries: Natural = Field(2, description="further tries after a failure that may pass: time-out, 429, 5xx, connection")
+    backoff: Annotated[float, Field(ge=0)] = Field(1.0, description="seconds before the first retry; doubled each time")
+    most_bytes: Positive = Field(30_000_000, description="largest file, bytes")
+    most_pixels: Positive = Field(50_000_000, description="largest image, pixels, judged before it is decoded")
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="of the JPEG in which resized images are kept")
+    opt_out: bool = Field(True, description="honour X-Robots-Tag: noai, noimageai, noindex, noimageindex")
+    allow_private: bool = Field(False, description="fetch from private, loopback and other local addresses as well")
+
+
 class ImageSettings(Settings):
     """How bytes become pixels, in training and in evaluation alike."""
 
@@ -180,6 +222,9 @@ class Recipe(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="of the initial weights, the shuffle and the augmentation"
     )
+    words: WordsSettings = WordsSettings()
+    search: SearchSettings = SearchSettings()
+    fetch: FetchSettings = FetchSettings()
     data: DataSettings = DataSettings()
     image: ImageSettings = ImageSettings()
     caption: CaptionSettings = CaptionSettings()

@@ -1,0 +1,121 @@
+"""Where many like pieces of work are done: in a pool of local processes, or on Ray's machines.
+
+A stage is a function of one piece (a part of a dump, the rows of a shard) that writes its result or returns it. Both engines
+run that same function, keep a bounded number of pieces in flight, and give results back in the order of the pieces, so that
+what a stage leaves does not depend on where it ran.
+"""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, TypeVar
+
+from pocketclip.errors import EngineError
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+EngineName = Literal["local", "ray"]
+
+
+class Engine(Protocol):
+    """Something that runs a function on pieces of work."""
+
+    def map(
+        self, function: Callable[[Piece], Result], pieces: Iterable[Piece], inflight: int | None = None
+    ) -> Iterator[Result]:
+        """The results in the order of the pieces; at most `inflight` of them wait or run at a time."""
+        ...
+
+
+class LocalEngine:
+    """Processes of this machine."""
+
+    def __init__(self, pool: ProcessPoolExecutor, workers: int) -> None:
+        self._pool, self._workers = pool, workers
+
+    def map(
+        self, function: Callable[[Piece], Result], pieces: Iterable[Piece], inflight: int | None = None
+    ) -> Iterator[Result]:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for piece in pieces:
+                waiting.append(self._pool.submit(function, piece))
+                if len(waiting) >= (inflight or 2 * self._workers):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise EngineError(
+                "a worker process died (killed, or out of memory); the same command goes on, with fewer --workers if "
+                "memory is short"
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class RayEngine:
+    """A Ray cluster; a piece whose machine is lost is done again on another."""
+
+    def __init__(self, ray: Any, workers: int) -> None:
+        self._ray, self._workers = ray, workers
+
+    def map(
+        self, function: Callable[[Piece], Result], pieces: Iterable[Piece], inflight: int | None = None
+    ) -> Iterator[Result]:
+        remote = self._ray.remote(num_cpus=1, max_retries=5)(function)
+        waiting: deque[Any] = deque()
+        for piece in pieces:
+            waiting.append(remote.remote(piece))
+            if len(waiting) >= (inflight or 2 * self._workers):
+                yield self._get(waiting.popleft())
+        while waiting:
+            yield self._get(waiting.popleft())
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+
+
+@contextmanager
+def open_engine(name: EngineName = "local", workers: int | None = None, address: str | None = None) -> Iterator[Engine]:
+    """An engine, closed when the block ends.
+
+    workers: processes; one a core unless said. address: of a Ray cluster; None starts one on this machine, "auto" finds a
+    running one. Raises EngineError where Ray is missing or the cluster cannot be reached.
+    """
+    workers = workers or os.cpu_count() or 1
+    if name == "local":
+        # Spawned, not forked: the parent has threads (progress, decompression), and a fork copies their locks as they are.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupt) as pool:
+            try:
+                yield LocalEngine(pool, workers)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return
+    try:
+        import ray
+    except ImportError:
+        raise EngineError("the engine `ray` needs the extra: pip install 'pocketclip[ray]'") from None
+    try:
+        ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError) as error:
+        raise EngineError(f"Ray cluster {address}: cannot be reached ({error}); is `ray start` running there?") from None
+    try:
+        yield RayEngine(ray, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C is the parent's to answer: it lets the pieces in hand end."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
