@@ -52,7 +52,8 @@ def make_lists(folder: Path, rows: int) -> list[Path]:
         for place, path in enumerate(paths):
             bounds = [rows * place // len(paths), rows * (place + 1) // len(paths)]
             how = "FORMAT parquet, COMPRESSION zstd" if path.suffix == ".parquet" else "FORMAT json"
-            connection.execute(f"COPY ({ROWS}) TO '{path}' ({how})", bounds)
+            quoted = str(path).replace("'", "''")
+            connection.execute(f"COPY ({ROWS}) TO '{quoted}' ({how})", bounds)
     return paths
 
 

@@ -107,7 +107,9 @@ def open_engine(name: EngineName = "local", workers: int | None = None, address:
     try:
         ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError) as error:
-        raise EngineError(f"Ray cluster {address}: cannot be reached ({error}); is `ray start` running there?") from None
+        raise EngineError(
+            f"Ray cluster {address}: cannot be reached ({error}); is `ray start` running there?"
+        ) from None
     try:
         yield RayEngine(ray, int(ray.cluster_resources().get("CPU", 1)))
     finally:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from server import ImageServer, openverse_image, unsplash_photo, wikimedia_answer
 
 from pocketclip.collect.found import Found
-from pocketclip.collect.payload import LONGEST_TEXT, clean, decode, strip_html, web_address
 from pocketclip.collect.providers import Openverse, Page, Provider, Unsplash, Wikimedia, choose_providers
 from pocketclip.errors import CollectError
 from pocketclip.recipe.schema import SearchSettings
@@ -205,7 +204,7 @@ LONG = "a" * 10_000_000
 WRONG = {
     "urls": [
         None, 5, "", "ftp://a.example/x.jpg", "javascript:alert(1)", "file:///etc/passwd", "http://", "https://[::1",
-        "//a.example/x", "http://a b/x.jpg", "https://a.example:port/", "http://a.example:0/", f"https://a/{'x' * 5000}",
+        "//a.example/x", "http://a b/x.jpg", "https://a.example:p/", "http://a.example:0/", f"https://a/{'x' * 5000}",
     ],
     "texts": [5, 1.5, True, [], {}, ["x"], LONG],
     "sizes": [-1, 1.5, "100", True, [1], 10**12, float("nan")],
@@ -317,7 +316,7 @@ def nodes(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | i
     return [path, *(found for key, child in inner for found in nodes(child, (*path, key)))]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data(), st.sampled_from(PROVIDERS))
 def test_no_answer_raises_anything_but_collect_error(data: st.DataObject, provider: Provider) -> None:
     payload: Any = answer(provider, 2) | {"continue": {"gsroffset": 50, "continue": "-||"}}
@@ -342,66 +341,6 @@ def test_no_answer_raises_anything_but_collect_error(data: st.DataObject, provid
         line = json.dumps(row.to_json(), ensure_ascii=False).encode()
         assert b"\n" not in line
         assert all(caption.strip() == caption != "" for caption in row.captions)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.binary() | st.text().map(str.encode) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
-def test_no_body_raises_anything_but_collect_error(content: bytes) -> None:
-    try:
-        decode(content, "openverse", "dog")
-    except CollectError as error:
-        assert str(error).startswith("openverse: dog: ")
-
-
-@pytest.mark.parametrize("content", [b"[" * 200_000, b"1" * 10_000, b'"\\ud800"', b"\xff", b"", b'{"a": ' * 100_000])
-def test_odd_bodies(content: bytes) -> None:
-    try:
-        assert decode(content, "openverse", "dog") == "\ud800"
-    except CollectError as error:
-        assert "no JSON" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("source", "seen"),
-    [
-        ("plain", "plain"),
-        ("<p>A <b>do</b>g</p><p>runs</p>", "A dog runs"),
-        ("one<br>two<br/>three", "one two three"),
-        ("fish &amp; chips &lt;3 &eacute; &#233; &#xD800;", "fish & chips <3 é é \ufffd"),
-        ("a<!-- hidden -->b<script>alert('x')</script>c<style>p {}</style>d", "a b c d"),
-        ('Mona Lisa<div style="display: none;">title QS:P1476,en:"Mona Lisa"</div>', "Mona Lisa"),
-        ('<span style="display:none">x</span>seen', "seen"),
-        ("<script>never closed", ""),
-        ("<!-- never closed", ""),
-        ("3 < 4 and 5 > 2", "3 < 4 and 5 > 2"),
-        ("<![foo <!DOCTYPE html>x", "<![foo x"),
-        ("&lt;b&gt;", "<b>"),
-    ],
-)
-def test_html_is_stripped(source: str, seen: str) -> None:
-    assert strip_html(source) == seen
-
-
-@pytest.mark.parametrize(
-    "unit", ["<", "<script>", "<!--", '<a style="display:none"', "display:none", "<a ", "&", "</p "]
-)
-def test_the_worst_html_takes_no_longer_than_its_length_asks(unit: str) -> None:
-    assert len(strip_html((unit * LONGEST_TEXT)[:LONGEST_TEXT])) <= LONGEST_TEXT
-
-
-@settings(deadline=None)
-@given(st.text(alphabet=st.characters()) | st.text(alphabet="<>/=!-&;:dispaynoe \"'scrt"))
-def test_what_comes_out_can_be_written(text: str) -> None:
-    for written in (clean(text), strip_html(text)):
-        assert written.encode().decode() == written
-        assert "\n" not in written
-        assert "\x00" not in written
-
-
-def test_addresses() -> None:
-    good = ["http://a.example/x.jpg", "https://a.example:8080/x?y=z#w", "http://[::1]/x", "https://ä.example/ö.jpg"]
-    assert [web_address(address) for address in good] == good
-    assert not any(web_address(address) for address in WRONG["urls"] if isinstance(address, str) and len(address) < 99)
 
 
 def test_providers_are_chosen_by_the_recipe() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_an_answer_of_wikimedia_in_two_parts_gives_each_image_once(server: Image
 
 def small_search(folder: Path) -> list[tuple[str, str, Page]]:
     """Three requests as they are written, the second one without rows."""
-    made = [Found(f"https://x.example/{n}.jpg", (f"caf\u00e9 {n}",), ("dog",), "openverse", str(n)) for n in range(3)]
+    made = [Found(f"https://x.example/{n}.jpg", (f"caf\u00e9 {n}",), ("dog",), "openverse", str(n)) for n in range(2)]
     pages = [
         ("dog", "", Page(tuple(made[:1]), 1, "2")),
         ("cat", "", Page((), 0, None)),
@@ -214,6 +215,16 @@ def test_a_search_cut_anywhere_goes_on_to_the_same_rows_and_repeats_no_finished_
         assert (folder / "openverse.jsonl").read_bytes() == whole_rows
 
 
+def test_what_is_finished_is_on_the_disk_before_the_next_request(server: ImageServer, tmp_path: Path) -> None:
+    seen = []
+    server.when_asked = lambda _: seen.append(
+        ((tmp_path / "openverse.jsonl").stat().st_size, log(tmp_path, "openverse"))
+    )
+    run(server, tmp_path, "openverse", words=("cat", "nothing", "red fox"))
+    assert [len(lines) for _, lines in seen] == [0, 1, 2, 3]
+    assert all(size == lines[-1]["length"] for size, lines in seen if lines)
+
+
 CHILD = """
 import sys
 from pathlib import Path
@@ -273,8 +284,12 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(
     server: ImageServer, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
     server.when_asked = lambda _: _thread.interrupt_main() if len(server.log) == 8 else None
-    with pytest.raises(Stopped, match="goes on"):
-        run(server, tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        with pytest.raises(Stopped, match="goes on"):
+            run(server, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     for name in PAGES:
         lengths = [line["length"] for line in log(tmp_path, name)]
         assert (tmp_path / f"{name}.jsonl").stat().st_size == max(lengths, default=0)
@@ -377,8 +392,11 @@ def test_what_may_pass_is_tried_again(
         assert (tmp_path / f"{name}.jsonl").read_bytes() == whole[f"{name}.jsonl"]
 
 
+ELSEWHERE = status(302, {"Location": "/openverse/v1/images/?q=cat&page=1&page_size=20"})  # would get the key as well
+
+
 @pytest.mark.parametrize(
-    ("trouble", "tries"), [(status(500), 4), (body(b"{"), 4), (status(404), 1), (status(302), 1), (endless(), 1)]
+    ("trouble", "tries"), [(status(500), 4), (body(b"{"), 4), (status(404), 1), (ELSEWHERE, 1), (endless(), 1)]
 )
 def test_a_query_that_fails_is_left_for_the_next_run_and_the_others_go_on(
     server: ImageServer, tmp_path: Path, trouble: Trouble, tries: int
@@ -485,8 +503,9 @@ def test_a_log_that_someone_damaged_is_named_and_nothing_is_lost(
     server.log.clear()
     path = tmp_path / "openverse.requests.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
-    with pytest.raises(CollectError, match=r"requests\.jsonl: line 3"):
+    assert json.loads(lines[0])["length"] < 9999 < json.loads(lines[1])["length"]
+    path.write_bytes(b"".join([lines[0], line, *lines[1:]]))
+    with pytest.raises(CollectError, match=r"requests\.jsonl: line 2"):
         run(server, tmp_path, "openverse")
     path.unlink()
     with pytest.raises(CollectError, match="is missing"):
@@ -510,3 +529,19 @@ def test_a_full_disk_stops_with_the_file_named(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CollectError, match=r"\.jsonl: cannot be written: No space left"):
         run(server, tmp_path)
+    assert not any(log(tmp_path, name) for name in PAGES)  # no line for rows that are not safe
+
+
+def test_a_file_that_cannot_grow_is_named_and_the_same_command_goes_on(
+    server: ImageServer, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(CollectError, match=r"openverse\.jsonl: cannot be written: File too large"):
+            run(server, tmp_path, "openverse")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run(server, tmp_path, "openverse")
+    assert (tmp_path / "openverse.jsonl").read_bytes() == whole["openverse.jsonl"]

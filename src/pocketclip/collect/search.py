@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,19 +121,19 @@ async def _search_all(
         headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
         cookie_jar=aiohttp.DummyCookieJar(),
     )
-    known = sum(file.rows for file in files)
+    progress = WorkProgress(console, "search", "images", None, sum(file.rows for file in files))
+
+    def show(rows: int) -> None:
+        finished, requests = sum(one.finished for one in searches), sum(one.requests for one in searches)
+        of = len(queries) * len(searches)
+        progress.advance(rows, f"{finished:,} of {of:,} queries, {requests:,} requests")
+
+    searches = [
+        ProviderSearch(provider, file, queries, session, settings, console, show)
+        for provider, file in zip(providers, files, strict=True)
+    ]
     async with session:
-        with WorkProgress(console, "search", "images", None, known) as progress:
-
-            def show(rows: int) -> None:
-                finished, requests = sum(s.finished for s in searches), sum(s.requests for s in searches)
-                of = len(queries) * len(searches)
-                progress.advance(rows, f"{finished:,} of {of:,} queries, {requests:,} requests")
-
-            searches = [
-                ProviderSearch(provider, file, queries, session, settings, console, show)
-                for provider, file in zip(providers, files, strict=True)
-            ]
+        with progress:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(search.run()) for search in searches]
     return tuple(task.result() for task in tasks)
@@ -169,8 +169,9 @@ class FoundFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rows_file.close()
-        self._log_file.close()
+        for file in (self._rows_file, self._log_file):
+            with suppress(OSError):  # what a full disk did not take belongs to no finished request
+                file.close()
 
     def of(self, query: str) -> _Query:
         """How far a query has come."""

@@ -165,7 +165,7 @@ def _open_parallel(dump: Path) -> BinaryIO:
         from rapidgzip import IndexedBzip2File
     except ImportError:
         return bz2.open(dump, "rb")
-    return cast(BinaryIO, IndexedBzip2File(str(dump), parallelization=0))
+    return cast("BinaryIO", IndexedBzip2File(str(dump), parallelization=0))
 
 
 def _xml_pieces(dump: Path, file: BinaryIO, done: int) -> Iterator[Piece]:

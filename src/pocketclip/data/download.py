@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import socket
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -41,13 +42,13 @@ class Failed(Exception):
 
 @dataclass(slots=True)
 class Download:
-    """What became of one address. data: None where it failed; then reason says why."""
+    """What became of one address. reason: why it failed, else "". size: bytes that came."""
 
     reason: str = ""
     may_pass: bool = False
     status: int | None = None
     attempts: int = 0
-    data: bytes | None = None
+    size: int = 0
 
 
 def is_public(address: str) -> bool:
@@ -87,6 +88,7 @@ class Downloader:
 
     def __init__(self, settings: "FetchSettings") -> None:
         self.settings = settings
+        self._places = asyncio.Semaphore(settings.connections)
         self._refused: Counter[str] = Counter()
         self._why: dict[str, Failed] = {}
 
@@ -113,20 +115,26 @@ class Downloader:
     ) -> None:
         await self._session.close()
 
-    async def get(self, url: str) -> Download:
-        """The bytes behind `url`, after redirects and retries."""
+    async def get(self, url: str, use: Callable[[bytes], Awaitable[None]]) -> Download:
+        """Give the bytes behind `url`, after redirects and retries, to `use`.
+
+        Each try, and what `use` does, fills one of `settings.connections` places, so that at most so many files are in
+        memory; waiting for the next try fills none.
+        """
         host = host_of(url)
         if self._refused[host] >= DEAD_AFTER:
             failed = self._why[host]
             return Download(failed.reason, failed.may_pass, failed.status, 0)
         for attempt in range(1, self.settings.retries + 2):
             try:
-                data = await self._follow(url)
+                async with self._places:
+                    data = await self._follow(url)
+                    await use(data)
             except Failed as error:
                 failed = error
             else:
                 self._refused[host] = 0
-                return Download(status=200, attempts=attempt, data=data)
+                return Download(status=200, attempts=attempt, size=len(data))
             unreachable = failed.status is None and failed.may_pass
             self._refused[host] = self._refused[host] + 1 if unreachable else 0
             self._why[host] = failed
@@ -217,5 +225,3 @@ def _resolver(allow_private: bool) -> "AbstractResolver":
             return public
 
     return ThreadedResolver() if allow_private else PublicResolver()
-
-

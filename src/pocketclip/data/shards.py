@@ -45,13 +45,17 @@ def write_shards(rows: Iterable[Row], folder: Path, split: str, rows_per_shard: 
         chunk = list(islice(remaining, rows_per_shard))
         if not chunk:
             break
-        path = folder / f"{split}-{number:05d}.tar"
-        with whole_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for row in chunk:
-                _add_row(tar, row)
-        write_index(path)
+        write_shard(chunk, folder / f"{split}-{number:05d}.tar")
         total += len(chunk)
     return total
+
+
+def write_shard(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as one tar, and its index."""
+    with whole_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+        for row in rows:
+            _add_row(tar, row)
+    write_index(path)
 
 
 def _add_row(tar: tarfile.TarFile, row: Row) -> None:
@@ -178,6 +182,12 @@ class Shard:
     def image(self, row: int) -> bytes:
         """The row's encoded image."""
         return self._span(row, 0)
+
+    def extension(self, row: int) -> str:
+        """What kind of file the image is, by its name: "jpg", "png", "webp"."""
+        start = int(self.spans[row, 0])
+        name = _mapped(self)[start - 512 : start - 412].rstrip(b"\0")
+        return name.rpartition(b".")[2].decode("ascii", errors="replace")
 
     def metadata(self, row: int) -> dict[str, Any]:
         """The row's JSON, empty if it has none or it cannot be read."""

@@ -38,11 +38,14 @@ class DataSettings(Settings):
 class WordsSettings(Settings):
     """Which words images are searched for."""
 
-    dump: str = Field("", description="a Wikipedia dump, pages-articles .xml or .xml.bz2; empty: the list of `wordfreq`")
+    dump: str = Field(
+        "", description="a Wikipedia dump, pages-articles .xml or .xml.bz2; empty: the list of `wordfreq`"
+    )
     minimum: Natural = Field(100, description="words are kept that occur more often than this in the dump")
     most: Positive = Field(100_000, description="at most so many words, the most frequent ones")
     nouns: str = Field(
-        "", description="folder of WordNet's database (index.noun, data.noun): keep only nouns that can be seen; empty: all"
+        "",
+        description="folder of WordNet's database (index.noun, data.noun): keep only nouns that can be seen; empty: all",
     )
 
 
@@ -67,8 +70,12 @@ class FetchSettings(Settings):
     rows_per_shard: Positive = Field(10_000, description="rows tried for one shard; fewer if some fail")
     connections: Positive = Field(128, description="downloads at a time, in each worker process")
     connections_per_host: Positive = Field(16, description="of them to one host")
-    timeout: Annotated[float, Field(gt=0)] = Field(20.0, description="seconds for one try, from connection to last byte")
-    retries: Natural = Field(2, description="further tries after a failure that may pass: time-out, 429, 5xx, connection")
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="seconds for one try, from connection to last byte"
+    )
+    retries: Natural = Field(
+        2, description="further tries after a failure that may pass: time-out, 429, 5xx, connection"
+    )
     backoff: Annotated[float, Field(ge=0)] = Field(1.0, description="seconds before the first retry; doubled each time")
     most_bytes: Positive = Field(30_000_000, description="largest file, bytes")
     most_pixels: Positive = Field(50_000_000, description="largest image, pixels, judged before it is decoded")
