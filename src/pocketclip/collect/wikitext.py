@@ -1,9 +1,9 @@
 """Wikipedia's page source -> the words a reader sees, as bytes, at a hundred megabytes a second.
 
-A full parse of wikitext needs a wiki: templates are programs. Counting words needs less, so this removes what readers do
-not read as running text (templates, footnotes, formulas, galleries, table formatting, addresses) and keeps what they do
-(link labels, captions of pictures, table cells). Everything works on UTF-8 bytes: no character above 127 can be part of
-markup, and C-speed `bytes` methods do most of the work.
+A full parse of wikitext needs a wiki: templates are programs. Counting words needs less, so this removes what readers
+do not read as running text (templates, footnotes, formulas, galleries, table formatting, addresses) and keeps what they
+do (link labels, captions of pictures, table cells). Everything works on UTF-8 bytes: no character above 127 can be part
+of markup, and C-speed `bytes` methods do most of the work.
 """
 
 import re

@@ -1,8 +1,8 @@
 """A Wikipedia dump -> words.tsv: how often each English word stands in its articles.
 
 The dump (`pages-articles`, .xml or .xml.bz2, plain or multistream) is read as it was downloaded. Counting is exact and
-memory bounded: when a count of distinct words grows large it is written out sorted, as a run, and the runs are merged at
-the end. Runs and the position reached are what a stopped count goes on from.
+memory bounded: when a count of distinct words grows large it is written out sorted, as a run, and the runs are merged
+at the end. Runs and the position reached are what a stopped count goes on from.
 """
 
 import bz2
@@ -84,7 +84,7 @@ class Position:
 
 
 def count_words(dump: Path, output: Path, minimum: int, engine: Engine, console: Console) -> Position:
-    """Count the words of a dump's articles; those that stand there more than `minimum` times go to `output`.
+    """Count the words of a dump's articles; those that occur more than `minimum` times go to `output`.
 
     output: a TSV with the columns word and count, most frequent first. Returns what was read.
     Raises CollectError where the dump is damaged or ends early; what was counted stays beside `output`, for the next run.

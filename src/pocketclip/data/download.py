@@ -210,7 +210,7 @@ class Downloader:
 
 
 def _resolver(allow_private: bool) -> "AbstractResolver":
-    """A resolver that gives only public addresses; what it gives is what is connected to, so no second answer counts."""
+    """A resolver that gives only public addresses; these are what is connected to, so no second answer counts."""
     from aiohttp.abc import ResolveResult
     from aiohttp.resolver import ThreadedResolver
 

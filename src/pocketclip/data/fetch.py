@@ -1,7 +1,7 @@
 """rows.parquet -> shards of images: one outcome with a reason for every row.
 
-Rows are cut into shards by their order, so a shard is the same however it came about: SPLIT-00007.tar holds what could be
-fetched of rows 70,000 to 79,999, in their order. Each shard is the work of one process, here or on a cluster; what it
+Rows are cut into shards by their order, so a shard is the same however it came about: train-00007.tar holds what could
+be fetched of rows 70,000 to 79,999, in their order. Each shard is the work of one process, here or on a cluster; what it
 has fetched it keeps in a spool, so that a process killed half-way goes on with the rows it had not finished.
 """
 

@@ -1,7 +1,7 @@
 """What a shard under way has so far: rows as they come, kept so that a killed process loses none that was finished.
 
-A tar of ROW.json (the outcome) behind ROW.EXTENSION (the image, if there is one), in the order in which downloads end. A
-last member that was cut short is dropped when the file is opened again.
+A tar of ROW.json (the outcome) behind ROW.EXTENSION (the image, if there is one), in the order in which downloads end.
+A last member that was cut short is dropped when the file is opened again.
 """
 
 import io
