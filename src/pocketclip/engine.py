@@ -1,17 +1,20 @@
 """Where many like pieces of work are done: in a pool of local processes, or on Ray's machines.
 
-A stage is a function of one piece (a part of a dump, the rows of a shard) that writes its result or returns it. Both engines
-run that same function, keep a bounded number of pieces in flight, and give results back in the order of the pieces, so that
-what a stage leaves does not depend on where it ran.
+A stage is a function of one piece (a part of a dump, the rows of a shard) that writes its result or returns it. Both
+engines run that same function, keep a bounded number of pieces in flight, and give results back in the order of the
+pieces, so that what a stage leaves does not depend on where it ran.
 """
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any, Literal, Protocol, TypeVar
 
 from pocketclip.errors import EngineError
@@ -40,6 +43,7 @@ class LocalEngine:
     def map(
         self, function: Callable[[Piece], Result], pieces: Iterable[Piece], inflight: int | None = None
     ) -> Iterator[Result]:
+        """See Engine. Raises EngineError where a worker dies."""
         waiting: deque[Future[Result]] = deque()
         try:
             for piece in pieces:
@@ -67,6 +71,7 @@ class RayEngine:
     def map(
         self, function: Callable[[Piece], Result], pieces: Iterable[Piece], inflight: int | None = None
     ) -> Iterator[Result]:
+        """See Engine."""
         remote = self._ray.remote(num_cpus=1, max_retries=5)(function)
         waiting: deque[Any] = deque()
         for piece in pieces:
@@ -92,8 +97,8 @@ def open_engine(name: EngineName = "local", workers: int | None = None, address:
     """
     workers = workers or os.cpu_count() or 1
     if name == "local":
-        # Spawned, not forked: the parent has threads (progress, decompression), and a fork copies their locks as they are.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupt) as pool:
+        # Spawned, not forked: the parent has threads (progress, decompression), and a fork copies their locks.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _live_and_die_with_parent) as pool:
             try:
                 yield LocalEngine(pool, workers)
             except BaseException:
@@ -107,17 +112,21 @@ def open_engine(name: EngineName = "local", workers: int | None = None, address:
     try:
         ray.init(address=address, num_cpus=None if address else workers, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError) as error:
-        raise EngineError(
-            f"Ray cluster {address}: cannot be reached ({error}); is `ray start` running there?"
-        ) from None
+        raise EngineError(f"Ray cluster {address}: cannot be reached ({error}); does `ray start` run there?") from None
     try:
         yield RayEngine(ray, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C is the parent's to answer: it lets the pieces in hand end."""
-    import signal
-
+def _live_and_die_with_parent() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends when the parent is killed: nobody else would read its result."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

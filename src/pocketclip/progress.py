@@ -1,4 +1,4 @@
-"""One live line for long work: how much, how fast, how long yet; plain lines now and then where there is no terminal."""
+"""One live line for long work: how much, how fast, how long yet; plain lines where there is no terminal."""
 
 import time
 from typing import Self
@@ -25,7 +25,8 @@ class WorkProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._line.add_task(what, total=total, completed=start, state="")
+        self._task = self._line.add_task(what, total=total, state="")
+        self._line.update(self._task, completed=start)
 
     def __enter__(self) -> Self:
         self._line.start()

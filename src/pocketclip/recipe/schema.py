@@ -45,7 +45,7 @@ class WordsSettings(Settings):
     most: Positive = Field(100_000, description="at most so many words, the most frequent ones")
     nouns: str = Field(
         "",
-        description="folder of WordNet's database (index.noun, data.noun): keep only nouns that can be seen; empty: all",
+        description="folder of WordNet's database (data.noun): keep only nouns that can be seen; empty: all words",
     )
 
 
