@@ -2,13 +2,21 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pocketclip.errors import DataError, PocketCLIPError, RecipeError, Stopped
+from pocketclip.errors import CollectError, DataError, PocketCLIPError, RecipeError, Stopped
+
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="Where the work is done: this machine's processes, or Ray.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a core unless said.", show_default=False)]
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster that is running; else one starts here.", show_default=False)
+]
 
 app = typer.Typer(
     name="pocketclip",
@@ -23,6 +31,107 @@ errors = Console(stderr=True, soft_wrap=True)
 RecipeFile = Annotated[str, typer.Argument(help="Recipe file (TOML), or the name of one that comes with PocketCLIP.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.", show_default=False)]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds all runs.")]
+
+
+@app.command()
+def words(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Make the list of words that images are searched for: data.folder/words.tsv."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    path = Path(settings.data.folder) / "words.tsv"
+    if path.exists():
+        raise CollectError(f"{path}: is there already; delete it to make it anew")
+    from pocketclip.collect.word_list import chosen_words, write_word_list
+    from pocketclip.collect.words import count_words
+    from pocketclip.engine import open_engine
+
+    if not settings.words.dump:
+        count = write_word_list(chosen_words(settings.words), path)
+        console.print(f"{path}: {count:,} words of wordfreq's list", highlight=False)
+        return
+    with open_engine(engine, workers, address) as opened:
+        count, read = count_words(Path(settings.words.dump), path, settings.words, opened, console)
+    console.print(f"{path}: {count:,} words of {read.articles:,} articles", highlight=False)
+
+
+@app.command()
+def search(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Ask image services for images of each word: data.folder/found/*.jsonl."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from pocketclip.collect.providers import choose_providers
+    from pocketclip.collect.search import search_images
+    from pocketclip.collect.word_list import read_word_list
+
+    folder = Path(settings.data.folder)
+    queries = read_word_list(folder / "words.tsv")
+    for one in search_images(queries, choose_providers(settings.search), folder / "found", settings.search, console):
+        console.print(
+            f"{one.provider}: {one.rows:,} images by {one.requests:,} requests; {one.finished:,} of {one.queries:,} "
+            f"words are done, {one.failed:,} failed"
+            + (f"; stopped: {one.stopped_because}" if one.stopped_because else ""),
+            highlight=False,
+        )
+
+
+@app.command()
+def join(
+    recipe: RecipeFile,
+    sources: Annotated[
+        list[Path] | None, typer.Argument(help="Lists of images, or folders of lists; else data.folder/found.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A .parquet or .csv file; else data.folder/rows.parquet.")] = None,
+    url_column: Annotated[str, typer.Option(help="Column with the images' addresses, if it has an unusual name.")] = "",
+    caption_column: Annotated[
+        list[str] | None, typer.Option(help="Column with captions, if it has an unusual name; may be repeated.")
+    ] = None,
+) -> None:
+    """Join lists of found images into one table without repeats: data.folder/rows.parquet."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe)
+    from pocketclip.collect.join import join_lists
+    from pocketclip.collect.layouts import Asked
+
+    folder = Path(settings.data.folder)
+    asked = Asked(url_column=url_column, caption_columns=tuple(caption_column or ()))
+    join_lists(sources or [folder / "found"], output or folder / "rows.parquet", console, asked=asked)
+
+
+@app.command()
+def fetch(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try rows once more whose failure may have passed.")
+    ] = False,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Download the images of data.folder/rows.parquet into shards, with one outcome a row."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from pocketclip.engine import open_engine
+
+    with open_engine(engine, workers, address) as opened:
+        from pocketclip.data.fetch import fetch as run
+
+        folder, size = Path(settings.data.folder), settings.image.size
+        fetched = run(folder / "rows.parquet", folder, size, settings.fetch, opened, console, retry_failed)
+    for reason, count in fetched.reasons.most_common():
+        console.print(f"{count:>12,} {reason}", highlight=False)
+    for (host, reason), count in fetched.hosts.most_common(10):
+        console.print(f"{count:>12,} {reason} at {host}", highlight=False)
 
 
 @app.command()

@@ -8,6 +8,7 @@ pieces, so that what a stage leaves does not depend on where it ran.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -92,13 +93,13 @@ class RayEngine:
 def open_engine(name: EngineName = "local", workers: int | None = None, address: str | None = None) -> Iterator[Engine]:
     """An engine, closed when the block ends.
 
-    workers: processes; one a core unless said. address: of a Ray cluster; None starts one on this machine, "auto" finds a
-    running one. Raises EngineError where Ray is missing or the cluster cannot be reached.
+    workers: processes; one a core unless said. address: of a Ray cluster; None starts one on this machine, "auto" finds
+    a running one. Raises EngineError where Ray is missing or the cluster cannot be reached.
     """
     workers = workers or os.cpu_count() or 1
     if name == "local":
-        # Spawned, not forked: the parent has threads (progress, decompression), and a fork copies their locks.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _live_and_die_with_parent) as pool:
+        with ProcessPoolExecutor(workers, _start_method(), _live_and_die_with_parent) as pool:
+            pool.submit(os.getpid).result()  # forks all workers now, before this process starts threads
             try:
                 yield LocalEngine(pool, workers)
             except BaseException:
@@ -117,6 +118,17 @@ def open_engine(name: EngineName = "local", workers: int | None = None, address:
         yield RayEngine(ray, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _start_method() -> multiprocessing.context.BaseContext:
+    """Fork where that is safe: a forked worker is there at once, a new interpreter takes a third of a second.
+
+    A fork copies locks that other threads hold and never lets them go, so that it is safe only on Linux, and only
+    before threads have been started: Python's own, or those of libraries that have some.
+    """
+    threaded = {"torch", "pyarrow", "duckdb", "rapidgzip", "ray"} & sys.modules.keys()
+    safe = sys.platform == "linux" and threading.active_count() == 1 and not threaded
+    return multiprocessing.get_context("fork" if safe else "spawn")
 
 
 def _live_and_die_with_parent() -> None:

@@ -35,6 +35,11 @@ class Asked:
     at: float
 
 
+def page_id(query: str) -> int:
+    """A number of its own for each query's files, with room for many of them."""
+    return 10_000 * int.from_bytes(query.encode()[:4].ljust(4, b"."))
+
+
 class ImageServer:
     """A catalogue of queries, each with so many images, behind the services' own addresses.
 
@@ -219,7 +224,7 @@ def wikimedia_page(server: ImageServer, query: str, number: int) -> dict[str, An
         "extmetadata": {key: {"value": value, "source": "commons-desc-page"} for key, value in said.items()},
     }  # fmt: skip
     return {
-        "pageid": 1000 + number, "ns": 6, "title": f"File:{query} {number}.jpg", "index": number + 1,
+        "pageid": page_id(query) + number, "ns": 6, "title": f"File:{query} {number}.jpg", "index": number + 1,
         "imagerepository": "local", "imageinfo": [info],
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server import ImageServer, openverse_image, unsplash_photo, wikimedia_answer
+from server import ImageServer, openverse_image, page_id, unsplash_photo, wikimedia_answer
 
 from pocketclip.collect.found import Found
 from pocketclip.collect.providers import Openverse, Page, Provider, Unsplash, Wikimedia, choose_providers
@@ -95,13 +95,13 @@ def test_openverse_licences(licence: str | None, version: str | None, written: s
 
 def test_a_wikimedia_file_in_the_searchs_order_and_without_its_html() -> None:
     page = WIKIMEDIA.parse(answer(WIKIMEDIA), "dog", "")
-    assert [row.id for row in page.rows] == ["1000", "1001", "1002"]
+    assert [row.id for row in page.rows] == [str(page_id("dog") + n) for n in range(3)]
     assert page.rows[0] == Found(
         url="https://images.example/dog-0.jpg",
         captions=("The dog & its shadow, at noon", "dog 0", "Dogs in snow"),
         queries=("dog",),
         provider="wikimedia",
-        id="1000",
+        id=str(page_id("dog")),
         page="https://commons.wikimedia.org/wiki/File:dog_0.jpg",
         author="Ann",
         licence="CC BY-SA 4.0",

@@ -232,3 +232,13 @@ def test_manifest(tmp_path: Path) -> None:
 
 def test_splits_in(folder: Path) -> None:
     assert splits_in(folder) == ["test", "train"]
+
+
+def test_tars_named_by_a_number_alone_are_the_split_train(tmp_path: Path) -> None:
+    """As img2dataset names them."""
+    for name in ("00000.tar", "00001.tar", "test-00000.tar", "00000-a.tar", "notes.tar"):
+        foreign_tar(tmp_path / name, {f"{name[:4]}.png": draw("red", "bar", "left"), f"{name[:4]}.txt": b"a bar"})
+    assert splits_in(tmp_path) == ["test", "train"]
+    train = Split(tmp_path, "train")
+    assert [shard.path.name for shard in train.shards] == ["00000.tar", "00001.tar"]
+    assert train.captions(1) == ["a bar"]

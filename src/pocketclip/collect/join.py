@@ -63,8 +63,8 @@ WITH trimmed AS (
             WHEN url_length > {LONGEST_URL} THEN 'URL too long'
             WHEN part.host = '' THEN 'URL not http or https'
             WHEN regexp_matches(url, '[\x00-\x1f\x7f]') THEN 'control character in URL'
-            WHEN len(texts) = 0 THEN 'no caption'
-            WHEN len(captions) = 0 THEN 'caption too long or with a NUL'
+            WHEN len(texts) = 0 AND len(queries) = 0 THEN 'no caption'
+            WHEN len(captions) = 0 AND len(texts) > 0 THEN 'caption too long or with a NUL'
             WHEN greatest(length(provider), length(id), length(page), length(author), length(licence),
                 length(licence_url), list_max([length(text) FOR text IN queries])) > {LONGEST_TEXT}
                 THEN 'provenance too long' END AS reason

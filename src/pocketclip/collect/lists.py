@@ -28,7 +28,8 @@ BLOCK_ROWS = 1 << 15  # read, cleaned and passed on at once
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no row of text
 MOST_LINES = 100  # of one row; more means a quote that is never closed
 SAMPLE_LINES = 100  # of JSONL, looked at for the names of its columns
-COMPANION = re.compile(r"^(keywords|collections|conversions|colors)\.[ct]sv\d*", re.IGNORECASE)  # of Unsplash's photos
+# What lies beside lists and is none: of Unsplash's photos, and our own search's log.
+COMPANION = re.compile(r"^(keywords|collections|conversions|colors)\.[ct]sv\d*|.*\.requests\.jsonl$", re.IGNORECASE)
 PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "Zstandard", b"\xfd7zXZ": "xz"}
 
 

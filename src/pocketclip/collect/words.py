@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -24,21 +24,22 @@ from typing import BinaryIO, NamedTuple, TextIO, cast
 from rich.console import Console
 
 from pocketclip.collect.wikitext import unescape, visible_text
+from pocketclip.collect.word_list import Nouns, write_word_list
 from pocketclip.engine import Engine
 from pocketclip.errors import CollectError
 from pocketclip.files import whole_file
 from pocketclip.progress import WorkProgress
+from pocketclip.recipe.schema import WordsSettings
 
 PIECE_BYTES = 1 << 20  # of a dump as it lies on disk; bzip2 shrinks wikitext about 3.5 times
-XML_PIECE_BYTES = 4 << 20  # of a dump that the parent has to decompress
+XML_PIECE_BYTES = 1 << 20  # of a dump that the parent has to decompress
 LONGEST_PAGE = 64 << 20  # bytes of XML; MediaWiki's own limit is 2 MB
 DISTINCT_WORDS = 2_000_000  # held in memory before a run is written, about 200 MB
 RUN_SECONDS = 60.0  # at most so much work is lost when a count is killed
 LONGEST_WORD = 30
 STREAM = b"1AY&SY"  # follows "BZh9" at the start of each bzip2 stream that holds anything
 PAGE, PAGE_END, DUMP_END = b"<page>", b"</page>", b"</mediawiki>"
-ARTICLE = re.compile(rb"<ns>0</ns>")
-TEXT = re.compile(rb"<text\b[^>]*>(.*?)</text>", re.DOTALL)
+ARTICLE, REDIRECT = b"<ns>0</ns>", b"<redirect "
 
 # Bytes that end a word become spaces; letters are lowered; what may belong to a word of another script stays, so that
 # such a word is seen whole and left out instead of giving its ASCII letters.
@@ -60,7 +61,7 @@ class Piece(NamedTuple):
 class Counted(NamedTuple):
     """What one piece held, and where it ends."""
 
-    words: Counter[str]
+    words: Counter[bytes]
     pages: int
     articles: int
     xml_bytes: int
@@ -83,15 +84,18 @@ class Position:
     ended: bool = False
 
 
-def count_words(dump: Path, output: Path, minimum: int, engine: Engine, console: Console) -> Position:
-    """Count the words of a dump's articles; those that occur more than `minimum` times go to `output`.
+def count_words(
+    dump: Path, output: Path, settings: WordsSettings, engine: Engine, console: Console
+) -> tuple[int, Position]:
+    """Count the words of a dump's articles and write the frequent ones that `settings` asks for to `output`.
 
-    output: a TSV with the columns word and count, most frequent first. Returns what was read.
-    Raises CollectError where the dump is damaged or ends early; what was counted stays beside `output`, for the next run.
+    output: a TSV with the columns word and count, most frequent first. Returns how many words, and what was read.
+    Raises CollectError where the dump is damaged or ends early; what was counted stays beside `output`, so that the
+    same command goes on.
     """
     state = output.with_name(output.name + ".part")
     position = _restore(dump, state)
-    held: Counter[str] = Counter()
+    held: Counter[bytes] = Counter()
     written = time.monotonic()
     pieces, total = _pieces(dump, position.done)
     with WorkProgress(console, "words", "MB", total and total / 1e6, position.done / 1e6) as progress:
@@ -109,16 +113,16 @@ def count_words(dump: Path, output: Path, minimum: int, engine: Engine, console:
             if len(held) > DISTINCT_WORDS or time.monotonic() - written > RUN_SECONDS:
                 position = _write_run(held, position, state)
                 held, written = Counter(), time.monotonic()
-    position = _write_run(held, position, state)
     if not position.articles:
         raise CollectError(f"{dump}: holds no article; is it a MediaWiki dump (pages-articles.xml.bz2)?")
     if not position.ended:
+        position = _write_run(held, position, state)
         raise CollectError(
             f"{dump}: ends inside the XML, after {position.pages:,} pages; the dump is truncated: download it again"
         )
-    _write_words(state, position.runs, output, minimum)
-    shutil.rmtree(state)
-    return position
+    words = write_word_list(_frequent_words(held, state, position.runs, settings), output)
+    shutil.rmtree(state, ignore_errors=True)
+    return words, position
 
 
 def _pieces(dump: Path, done: int) -> tuple[Iterator[Piece], int | None]:
@@ -164,7 +168,7 @@ def _open_parallel(dump: Path) -> BinaryIO:
     try:
         from rapidgzip import IndexedBzip2File
     except ImportError:
-        return bz2.open(dump, "rb")
+        return cast("BinaryIO", bz2.open(dump, "rb"))
     return cast("BinaryIO", IndexedBzip2File(str(dump), parallelization=0))
 
 
@@ -196,14 +200,15 @@ def count_piece(piece: Piece) -> Counted:
     pages = articles = 0
     for page in xml.split(PAGE)[1:]:
         pages += 1
-        text = TEXT.search(page)
-        if text is None or not ARTICLE.search(page) or b"<redirect " in page[: text.start()]:
+        head, found, rest = page.partition(b"<text")
+        source, closed, _ = rest.partition(b"</text>")
+        if not found or not closed or ARTICLE not in head or REDIRECT in head:
             continue
         articles += 1
-        visible = visible_text(unescape(text[1])).replace(b"\xe2\x80\x99", b"'")
-        words.update(PUNCTUATION.sub(b" ", visible).translate(WORD_BYTES).split())
+        visible = visible_text(unescape(source.partition(b">")[2])).replace(b"\xe2\x80\x99", b"'")
+        words.update(visible.translate(WORD_BYTES).split())
     ended = DUMP_END in xml[-200:]
-    return Counted(fold(words), pages, articles, len(xml), ended, piece.start + piece.length)
+    return Counted(words, pages, articles, len(xml), ended, piece.start + piece.length)
 
 
 def _decompress(piece: Piece) -> bytes:
@@ -214,8 +219,8 @@ def _decompress(piece: Piece) -> bytes:
         return bz2.decompress(packed)
     except (OSError, ValueError, EOFError) as error:
         raise CollectError(
-            f"{piece.path}: damaged or truncated between bytes {piece.start:,} and {piece.start + piece.length:,} ({error}); "
-            "download it again"
+            f"{piece.path}: damaged or truncated between bytes {piece.start:,} and {piece.start + piece.length:,} "
+            f"({error}); download it again"
         ) from None
 
 
@@ -223,11 +228,11 @@ def fold(tokens: Counter[bytes]) -> Counter[str]:
     """Tokens -> English words: quotes and the possessive 's off, ASCII only, 2 to 30 letters."""
     words: Counter[str] = Counter()
     for token, count in tokens.items():
-        if not token.isascii():
-            continue
-        word = token.strip(b"'").removesuffix(b"'s").strip(b"'")
-        if 1 < len(word) <= LONGEST_WORD:
-            words[word.decode()] += count
+        # Dashes and quotes beyond ASCII are looked for here, in distinct tokens, not in the whole text.
+        for part in (token,) if token.isascii() else PUNCTUATION.split(token):
+            word = part.strip(b"'").removesuffix(b"'s").strip(b"'")
+            if 1 < len(word) <= LONGEST_WORD and word.isascii():
+                words[word.decode()] += count
     return words
 
 
@@ -245,8 +250,9 @@ def _restore(dump: Path, state: Path) -> Position:
     return found if (found.dump, found.size, found.modified) == (fresh.dump, fresh.size, fresh.modified) else fresh
 
 
-def _write_run(words: Counter[str], position: Position, state: Path) -> Position:
+def _write_run(tokens: Counter[bytes], position: Position, state: Path) -> Position:
     """Put counts on the disk, sorted by word, then the position that they reach."""
+    words = fold(tokens)
     with whole_file(state / f"run-{position.runs:05d}.tsv") as temporary, temporary.open("w", encoding="ascii") as file:
         file.writelines(f"{word}\t{words[word]}\n" for word in sorted(words))
     position = replace(position, runs=position.runs + 1)
@@ -255,26 +261,18 @@ def _write_run(words: Counter[str], position: Position, state: Path) -> Position
     return position
 
 
-def _write_words(state: Path, runs: int, output: Path, minimum: int) -> None:
-    """Merge the runs; words more frequent than `minimum`, most frequent first."""
+def _frequent_words(held: Counter[bytes], state: Path, runs: int, settings: WordsSettings) -> list[tuple[str, int]]:
+    """Merge the runs with what is still held and choose among their words, most frequent first."""
+    nouns = Nouns(Path(settings.nouns)) if settings.nouns else None
     with ExitStack() as files:
-        lines = [
-            _read_run(files.enter_context((state / f"run-{run:05d}.tsv").open(encoding="ascii"))) for run in range(runs)
-        ]
-        merged = groupby(heapq.merge(*lines), key=itemgetter(0))
+        opened = [files.enter_context((state / f"run-{run:05d}.tsv").open(encoding="ascii")) for run in range(runs)]
+        merged = groupby(heapq.merge(sorted(fold(held).items()), *map(_read_run, opened)), key=itemgetter(0))
         sums = ((word, sum(count for _, count in group)) for word, group in merged)
-        kept = sorted(((word, count) for word, count in sums if count > minimum), key=lambda pair: (-pair[1], pair[0]))
-    write_word_list(kept, output)
+        kept = [pair for pair in sums if pair[1] > settings.minimum and (nouns is None or pair[0] in nouns)]
+    return heapq.nsmallest(settings.most, kept, key=lambda pair: (-pair[1], pair[0]))
 
 
 def _read_run(file: TextIO) -> Iterator[tuple[str, int]]:
     for line in file:
         word, _, count = line.rstrip("\n").partition("\t")
         yield word, int(count)
-
-
-def write_word_list(words: Iterable[tuple[str, int]], output: Path) -> None:
-    """words.tsv: a header, then a word and its count a line."""
-    with whole_file(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("word\tcount\n")
-        file.writelines(f"{word}\t{count}\n" for word, count in words)

@@ -45,11 +45,7 @@ def write_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def read_outcomes(path: Path) -> list[Outcome]:
     """Read what `write_outcomes` wrote; raises DataError if it is damaged."""
-    pa, pq = arrow()
-    try:
-        return [Outcome(**line) for line in pq.read_table(path, schema=_schema(pa)).to_pylist()]
-    except (OSError, pa.ArrowException, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it, and its rows are fetched again") from None
+    return [Outcome(**line) for line in _read(path).to_pylist()]
 
 
 def join_outcomes(parts: Sequence[Path], path: Path) -> tuple[Counter[str], Counter[tuple[str, str]]]:
@@ -59,13 +55,26 @@ def join_outcomes(parts: Sequence[Path], path: Path) -> tuple[Counter[str], Coun
     hosts: Counter[tuple[str, str]] = Counter()
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, _schema(pa)) as writer:
         for part in parts:
-            table = pq.read_table(part, schema=_schema(pa))
+            table = _read(part)
             writer.write_table(table)
             outcomes = table["outcome"].to_pylist()
             reasons.update(outcomes)
             failed = zip(table["host"].to_pylist(), outcomes, strict=True)
             hosts.update((host, outcome) for host, outcome in failed if outcome != FETCHED)
     return reasons, hosts
+
+
+def _read(path: Path) -> Any:
+    pa, pq = arrow()
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        if not table.schema.equals(_schema(pa)):
+            raise ValueError("other columns than outcomes have")
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it, and its rows are fetched again") from None
+    return table
 
 
 def count(outcomes: Iterable[Outcome]) -> Counter[str]:
@@ -93,7 +102,7 @@ def _schema(pa: Any) -> Any:
             "outcome": pa.string(),
             "may_pass": pa.bool_(),
             "status": pa.int16(),
-            "attempts": pa.int8(),
+            "attempts": pa.int16(),
             "bytes": pa.int64(),
         }
     )

@@ -295,9 +295,9 @@ def splits_in(folder: Path) -> list[str]:
 
 
 def _split_of(path: Path) -> str:
-    """SPLIT of SPLIT-00000.tar; "" for a tar of another name."""
-    named = re.fullmatch(r"(.+)-\d+\.tar", path.name)
-    return named[1] if named else ""
+    """SPLIT of SPLIT-00000.tar, "train" of img2dataset's 00000.tar; "" for a tar of another name."""
+    named = re.fullmatch(r"(?:(.+)-)?\d+\.tar", path.name)
+    return named[1] or "train" if named else ""
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,219 +1,258 @@
-"""Anybody's images with captions -> rows: folders, tables, Parquet with the images inside.
+"""Anybody's images with captions -> rows; here what all sources share, and folders. Tables are in `data/tables.py`.
 
 A row that cannot be used (no caption, a path that leads nowhere or out of its folder, not an image) is counted with its
 reason and left out.
 """
 
-import csv
 import hashlib
 import json
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pocketclip.data.images import BadImage, shrink
-from pocketclip.data.outcomes import arrow
+from pocketclip.data.images import MAX_PIXELS, BadImage, shrink
 from pocketclip.data.rows import Row
+from pocketclip.data.shards import MAX_CAPTION
 from pocketclip.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-PATH_COLUMNS = ("path", "image_path", "filepath", "file_path", "file_name", "filename", "file", "image")
-CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "title", "description", "alt_text", "sentences", "label")
-LONGEST_FIELD = 1_000_000  # characters of one CSV field
-LARGEST_IMAGE = 100_000_000  # bytes
+CAPTION_KEYS = ("captions", "caption")  # of IMAGE.json
+LARGEST_IMAGE = 50_000_000  # bytes
+LARGEST_CAPTIONS = 250_000  # characters of one image's captions, which its JSON in a shard has room for
+WORKERS = min(16, os.cpu_count() or 1)  # threads: Pillow decodes outside the interpreter's lock
+OUTSIDE = "path outside the folder"
 
 
-class Source:
-    """Rows of one place, with what was left out of it.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image with its captions, before anybody looked at it.
 
-    short_side: larger images are shrunk to this short side, pixels; 0 keeps all as they are.
-    dropped: reason -> rows left out, complete when `rows` has ended.
+    name: what the source calls it; its hash is the row's key, and says whether the row is for testing.
+    image: its bytes, or where they lie. again: 0, or a number that tells it from others of the same name.
+    split: where the source has splits of its own; "" where it has none.
     """
 
-    def __init__(self, place: Path, short_side: int, caption_columns: Sequence[str] = ()) -> None:
-        self.place, self.short_side, self.caption_columns = place, short_side, caption_columns
-        self.dropped: Counter[str] = Counter()
-        self._read = _reader(place)
+    name: str
+    image: bytes | Path
+    captions: Sequence[str]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    again: int = 0
+    split: str = ""
 
-    def rows(self) -> Iterator[Row]:
-        """The usable rows, in a fixed order."""
-        for name, image, captions, metadata in self._read(self):
-            key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-            texts = tuple(dict.fromkeys(text.strip() for text in captions if text.strip()))
-            try:
-                if not texts:
-                    raise BadImage("empty caption")
-                data, extension = shrink(image(), self.short_side or sys.maxsize, quality=90)
-            except BadImage as error:
-                self.dropped[str(error)] += 1
-            else:
-                yield Row(key, data, extension, texts, {"source": name, **metadata})
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits, the same on every machine."""
+        return _digits(f"{self.again}\0{self.name}" if self.again else self.name)
+
+    def split_of(self, test: float) -> str:
+        """The source's own split, else "test" for this share of all names, else "train"."""
+        return self.split or ("test" if int(_digits(self.name), 16) < test * 2**64 else "train")
 
 
-Found = tuple[str, Callable[[], bytes], Iterable[str], dict[str, Any]]
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _reader(place: Path) -> Callable[[Source], Iterator[Found]]:
-    if place.is_dir():
-        files = [path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-        if not files:
-            raise DataError(f"{place}: holds no .jpg, .png or .webp file")
-        beside = any(path.with_suffix(suffix).is_file() for path in files[:1000] for suffix in CAPTION_SUFFIXES)
-        return _captions_beside if beside else _class_folders
-    if place.suffix.lower() not in TABLES:
-        raise DataError(f"{place}: unknown source; known: openmoji, a folder, or a file of {', '.join(TABLES)}")
-    if not place.is_file():
-        raise DataError(f"{place}: no such file")
-    return _parquet if place.suffix.lower() == ".parquet" else _table
+def make_rows(found: Iterable[Found], short_side: int, dropped: Counter[str]) -> Iterator[tuple[Found, Row | None]]:
+    """Read, check and shrink the images on all cores, in order; None and a reason in `dropped` for one of no use.
+
+    short_side: larger images are shrunk to this short side, pixels; 0 keeps all as they are.
+    """
+    with ThreadPoolExecutor(WORKERS) as pool:
+        ahead: deque[tuple[Found, Future[Row | str]]] = deque()
+        for one in found:
+            ahead.append((one, pool.submit(_row, one, short_side)))
+            if len(ahead) > 2 * WORKERS:
+                yield _finished(*ahead.popleft(), dropped)
+        while ahead:
+            yield _finished(*ahead.popleft(), dropped)
 
 
-def _image_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            yield path.relative_to(folder).as_posix(), path
+def _finished(found: Found, future: Future[Row | str], dropped: Counter[str]) -> tuple[Found, Row | None]:
+    row = future.result()
+    if isinstance(row, Row):
+        return found, row
+    dropped[row] += 1
+    return found, None
 
 
-def _captions_beside(source: Source) -> Iterator[Found]:
-    """IMAGE.jpg with IMAGE.txt or IMAGE.caption (one caption a line), or IMAGE.json ("caption" or "captions")."""
-    for name, path in _image_files(source.place):
-        captions: list[str] = []
-        for suffix in CAPTION_SUFFIXES:
-            beside = path.with_suffix(suffix)
-            if beside.is_file():
-                captions += _read_captions(beside, source.caption_columns)
-        yield name, _bytes_of(path), captions, {}
-
-
-def _read_captions(path: Path, columns: Sequence[str]) -> list[str]:
-    text = path.read_bytes()[:LONGEST_FIELD].decode("utf-8", errors="replace")
-    if path.suffix != ".json":
-        return text.splitlines()
+def _row(found: Found, short_side: int) -> Row | str:
+    """The row, or why there is none."""
+    captions = _clean(found.captions)
+    if not captions:
+        return "no caption"
+    if sum(map(len, captions)) > LARGEST_CAPTIONS:
+        return f"more than {LARGEST_CAPTIONS:,} characters of captions"
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    return _captions_in(found, columns) if isinstance(found, dict) else []
+        data = found.image if isinstance(found.image, bytes) else _read(found.image, LARGEST_IMAGE)
+        if len(data) > LARGEST_IMAGE:
+            raise BadImage(f"more than {LARGEST_IMAGE:,} bytes")
+        data, extension = shrink(data, short_side or MAX_PIXELS, quality=90)
+    except BadImage as error:
+        return str(error)
+    source = found.name.encode("utf-8", "replace").decode()
+    return Row(found.key, data, extension, captions, {"source": source, **found.metadata})
 
 
-def _class_folders(source: Source) -> Iterator[Found]:
-    """CLASS/IMAGE.jpg, as in ImageNet and Caltech101: the folder's name is the caption."""
-    for name, path in _image_files(source.place):
-        folder = path.parent.name if path.parent != source.place else ""
-        yield name, _bytes_of(path), [folder.replace("_", " ").replace("-", " ")], {"group": folder}
+def _clean(captions: Sequence[str]) -> tuple[str, ...]:
+    """Distinct captions without white space at their ends, at most MAX_CAPTION long; half characters become "?"."""
+    texts = (text.strip()[:MAX_CAPTION].strip().encode("utf-8", "replace").decode() for text in captions)
+    return tuple(dict.fromkeys(text for text in texts if text))
 
 
-def _table(source: Source) -> Iterator[Found]:
-    """CSV, TSV or JSON Lines with a path, relative to the file, and captions in each line."""
-    place = source.place
-    lines = _json_lines(source) if place.suffix.lower() == ".jsonl" else _delimited(place)
-    for number, values in enumerate(lines):
-        column = _column(values, PATH_COLUMNS, place, "with the images' paths")
-        path = _inside(place.parent, str(values.get(column) or ""))
-        if path is None:
-            source.dropped["path outside the table's folder"] += 1
-            continue
-        yield f"{number} {values[column]}", _bytes_of(path), _captions_in(values, source.caption_columns), {}
-
-
-def _delimited(place: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    delimiter = "\t" if place.suffix.lower() == ".tsv" else ","
-    with place.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        while True:
-            try:
-                yield next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise DataError(f"{place}: line {reader.line_num + 1}: {error}; mend it, or save it as UTF-8") from None
-
-
-def _json_lines(source: Source) -> Iterator[dict[str, Any]]:
-    with source.place.open("rb") as file:
-        for line in file:
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                values = None
-            if isinstance(values, dict):
-                yield values
-            elif line.strip():
-                source.dropped["line is no JSON object"] += 1
-
-
-def _parquet(source: Source) -> Iterator[Found]:
-    """Parquet with paths, or with the images inside as Hugging Face's `datasets` keeps them ({bytes, path})."""
-    pa, pq = arrow()
+def _read(path: Path, most: int) -> bytes:
+    """A file's bytes; raises BadImage if it is too large, no plain file, or cannot be read."""
     try:
-        file = pq.ParquetFile(source.place)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{source.place}: not a Parquet file ({error})") from None
-    with file:
-        names = dict.fromkeys(file.schema_arrow.names)
-        column = _column(names, PATH_COLUMNS, source.place, "with the images or their paths")
-        _column(names, source.caption_columns or CAPTION_COLUMNS, source.place, "with captions")
-        number = 0
-        for batch in file.iter_batches(batch_size=256):
-            for values in batch.to_pylist():
-                yield from _parquet_row(source, number, values, column)
-                number += 1
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for
+            raise BadImage("not a plain file")
+        if status.st_size > most:
+            raise BadImage(f"more than {most:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from None
 
 
-def _parquet_row(source: Source, number: int, values: dict[str, Any], column: str) -> Iterator[Found]:
-    image = values[column]
-    captions = _captions_in(values, source.caption_columns)
-    inside = image.get("bytes") if isinstance(image, dict) else image
-    if isinstance(inside, bytes):
-        yield str(number), lambda: inside, captions, {}
-        return
-    named = image.get("path") if isinstance(image, dict) else image
-    path = _inside(source.place.parent, str(named or ""))
-    if path is None:
-        source.dropped["path outside the table's folder"] += 1
-    else:
-        yield f"{number} {named}", _bytes_of(path), captions, {}
+def inside(folder: Path, name: str) -> Path | None:
+    """The file that `name` means in a resolved folder, links followed; None if it leads out of the folder."""
+    try:
+        path = Path(os.path.realpath(folder / name))
+    except (ValueError, OSError):  # a NUL, half a character
+        return None
+    return path if path != folder and path.is_relative_to(folder) else None
 
 
-def _captions_in(values: dict[str, Any], columns: Sequence[str]) -> list[str]:
-    """All texts of the caption columns; a cell may hold one or a list of them."""
-    found: list[str] = []
-    for column in columns or CAPTION_COLUMNS:
-        cell = values.get(column)
-        for text in cell if isinstance(cell, list) else [cell]:
-            text = text.get("raw") if isinstance(text, dict) else text  # COCO's "sentences"
-            if isinstance(text, str):
-                found.append(text)
-    return found
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of images, each with its captions beside it or, if none has any, in a folder named after its class.
+
+    Captions beside IMAGE.jpg: IMAGE.txt or IMAGE.caption, one a line, or IMAGE.json with "caption" or "captions".
+    Class folders: CLASS/IMAGE.jpg; the name of the folder that holds the image is the caption, "_" and "-" as spaces.
+    Names that begin with a dot are passed over; links to folders are counted and not followed.
+    total: image files. beside: how many of them have captions beside them.
+    """
+
+    place: Path
+    total: int
+    beside: int
+
+    @classmethod
+    def look(cls, place: Path) -> "Folder":
+        """Count a folder's images."""
+        total = beside = 0
+        for listed in _walk(place, Counter()):
+            for _, captions in listed.images():
+                total += 1
+                beside += bool(captions)
+        return cls(place, total, beside)
+
+    def found(self, dropped: Counter[str], caption_keys: Sequence[str] = ()) -> Iterator[Found]:
+        """Its images in the order of their names, folder by folder."""
+        root = Path(os.path.realpath(self.place))
+        for listed in _walk(root, dropped):
+            for name, captions in listed.images():
+                path, relative = listed.folder / name, (listed.folder / name).relative_to(root).as_posix()
+                if any(inside(root, str(listed.folder / one)) is None for one in (name, *captions)):
+                    dropped[OUTSIDE] += 1
+                elif self.beside:
+                    try:
+                        texts = [text for one in captions for text in _texts(listed.folder / one, caption_keys)]
+                    except BadImage as error:
+                        dropped[f"caption file: {error}"] += 1
+                    else:
+                        yield Found(relative, path, texts)
+                elif listed.folder == root:
+                    dropped["not in a class folder"] += 1
+                else:
+                    group = listed.folder.name.encode("utf-8", "replace").decode()
+                    yield Found(relative, path, [group.replace("_", " ").replace("-", " ")], {"group": group})
 
 
-def _column(values: dict[str, Any], known: Sequence[str], place: Path, what: str) -> str:
-    folded = {str(name).casefold(): str(name) for name in values}
-    for name in known:
-        if name.casefold() in folded:
-            return folded[name.casefold()]
-    raise DataError(
-        f"{place}: has no column {what}; it has {', '.join(folded) or 'none'}, known are {', '.join(known)}"
-    )
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """One folder's files, by name."""
+
+    folder: Path
+    names: Sequence[str]
+
+    def images(self) -> Iterator[tuple[str, list[str]]]:
+        """Each image's name with the names of its caption files."""
+        stems: dict[str, list[str]] = {}
+        for name in self.names:
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if suffix.lower() in CAPTION_SUFFIXES:
+                stems.setdefault(stem, []).append(name)
+        for name in self.names:
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if suffix.lower() in IMAGE_SUFFIXES:
+                yield name, stems.get(stem, [])
 
 
-def _inside(folder: Path, name: str) -> Path | None:
-    """The file that a table names, None if it leads out of the table's folder."""
-    path = (folder / name).resolve()
-    return path if name and path.is_relative_to(folder.resolve()) else None
-
-
-def _bytes_of(path: Path) -> Callable[[], bytes]:
-    def read() -> bytes:
+def _walk(root: Path, dropped: Counter[str]) -> Iterator[_Listed]:
+    """A folder and all below it, each with its files; in memory are the names of one folder at a time."""
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
         try:
-            if path.stat().st_size > LARGEST_IMAGE:
-                raise BadImage(f"more than {LARGEST_IMAGE} bytes")
-            return path.read_bytes()
+            with os.scandir(folder) as entries:
+                listed = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+                folders = [entry for entry in listed if _is_folder(entry)]
         except OSError as error:
-            raise BadImage(f"file: {error.strerror}") from None
+            raise DataError(f"{folder}: cannot be read: {error.strerror}; make it readable, or move it away") from None
+        files = [entry.name for entry in listed if not _is_folder(entry)]
+        _count_others(files, dropped)
+        yield _Listed(folder, files)
+        dropped["link to a folder"] += sum(entry.is_symlink() for entry in folders)
+        waiting += [folder / entry.name for entry in reversed(folders) if not entry.is_symlink()]
 
-    return read
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _count_others(files: Sequence[str], dropped: Counter[str]) -> None:
+    """Count the files that are neither images nor their captions."""
+    parts = [os.path.splitext(name) for name in files]  # noqa: PTH122
+    images = {stem for stem, suffix in parts if suffix.lower() in IMAGE_SUFFIXES}
+    for stem, suffix in parts:
+        if suffix.lower() in CAPTION_SUFFIXES:
+            dropped["caption file without an image"] += stem not in images
+        elif suffix.lower() not in IMAGE_SUFFIXES:
+            dropped["file of another kind"] += 1
+
+
+def _texts(path: Path, keys: Sequence[str]) -> list[str]:
+    """The captions in a file; raises BadImage if it cannot be read or is not UTF-8 or JSON."""
+    try:
+        text = _read(path, 4 * LARGEST_CAPTIONS).decode("utf-8-sig")
+        if path.suffix.lower() != ".json":
+            return text.splitlines()
+        found = json.loads(text)
+    except UnicodeDecodeError:
+        raise BadImage("not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise BadImage("not JSON") from None
+    if not isinstance(found, dict):
+        raise BadImage("not a JSON object")
+    return [text for key in keys or CAPTION_KEYS for text in texts_in(found.get(key))]
+
+
+def texts_in(cell: object) -> list[str]:
+    """The captions in one value: a text, a list of them (as text, too), or COCO's {"raw": text}."""
+    if isinstance(cell, str) and cell.startswith('["'):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return [str(cell)]
+    texts = cell if isinstance(cell, list) else [cell]
+    texts = [text.get("raw") if isinstance(text, dict) else text for text in texts]
+    return [text for text in texts if isinstance(text, str)]

@@ -1,0 +1,120 @@
+"""`pocketclip words` beside gensim's WikiCorpus: the same dump, the same number of processes, in turns.
+
+    pip install gensim mwparserfromhell
+    python benchmarks/words_vs_gensim.py DUMP.xml.bz2
+
+DUMP: any pages-articles dump; without one the shortened English Wikipedia in gensim's own test data. Both sides read,
+decompress, strip the markup, cut into words and count them. A third count, by mwparserfromhell's parser and a regular
+expression, says how far ours is right. Needs gensim, and mwparserfromhell for --check.
+"""
+
+import argparse
+import bz2
+import re
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.console import Console
+
+from pocketclip.collect.words import count_words
+from pocketclip.engine import open_engine
+from pocketclip.recipe.schema import WordsSettings
+
+
+def ours(dump: Path, processes: int) -> Counter[str]:
+    """Count with PocketCLIP."""
+    with tempfile.TemporaryDirectory() as folder, open_engine("local", processes) as engine:
+        output = Path(folder) / "words.tsv"
+        count_words(dump, output, WordsSettings(minimum=0, most=10**9), engine, Console(quiet=True))
+        lines = output.read_text().splitlines()[1:]
+        return Counter({word: int(count) for word, count in (line.split("\t") for line in lines)})
+
+
+def gensims(dump: Path, processes: int) -> Counter[str]:
+    """Count with gensim, short articles included."""
+    from gensim.corpora.wikicorpus import WikiCorpus
+
+    corpus = WikiCorpus(str(dump), processes=processes, dictionary={}, article_min_tokens=0)
+    words: Counter[str] = Counter()
+    for text in corpus.get_texts():
+        words.update(text)
+    return words
+
+
+def independent(dump: Path) -> Counter[str]:
+    """Count with a real parser of wikitext, slowly."""
+    import mwparserfromhell
+
+    words: Counter[str] = Counter()
+    with bz2.open(dump) as file:
+        for _, page in ElementTree.iterparse(file):
+            if not page.tag.endswith("}page"):
+                continue
+            space = page.tag.removesuffix("page")
+            if page.findtext(f"{space}ns") == "0" and page.find(f"{space}redirect") is None:
+                text = page.findtext(f"{space}revision/{space}text") or ""
+                code = mwparserfromhell.parse(text)
+                for tag in code.filter_tags(matches=lambda node: str(node.tag) in ("ref", "math", "gallery")):
+                    try:
+                        code.remove(tag)
+                    except ValueError:
+                        continue  # it went with one around it
+                plain = code.strip_code(normalize=True, collapse=True).replace("\u2019", "'").lower()
+                words.update(word.removesuffix("'s") for word in re.findall(r"(?<!\w)[a-z][a-z']*[a-z](?!\w)", plain))
+            page.clear()
+    return words
+
+
+def timed(count: Callable[[Path, int], Counter[str]], dump: Path, processes: int) -> tuple[float, Counter[str]]:
+    """Seconds, and what was counted."""
+    began = time.perf_counter()
+    words = count(dump, processes)
+    return time.perf_counter() - began, words
+
+
+def bundled_dump() -> Path:
+    """The piece of Wikipedia that gensim carries."""
+    import gensim
+
+    folder = Path(gensim.__file__).parent / "test" / "test_data"
+    return folder / "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dump", type=Path, nargs="?", help="a pages-articles dump, .xml.bz2")
+    parser.add_argument("--processes", type=int, default=2, help="of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--check", action="store_true", help="count a third time with a real parser, and compare")
+    settings = parser.parse_args()
+    dump = settings.dump or bundled_dump()
+    with bz2.open(dump) as file:
+        megabytes = sum(len(block) for block in iter(lambda: file.read(1 << 20), b"")) / 1e6
+    ratios, rates = [], []
+    for number in range(settings.rounds):
+        our_seconds, counted = timed(ours, dump, settings.processes)
+        their_seconds, _ = timed(gensims, dump, settings.processes)
+        ratios.append(their_seconds / our_seconds)
+        rates.append((megabytes / our_seconds, megabytes / their_seconds))
+        print(f"round {number + 1}: ours {rates[-1][0]:.1f}, gensim {rates[-1][1]:.1f} MB/s, ratio {ratios[-1]:.1f}")
+    print(f"{dump.name}: {megabytes:.1f} MB of XML, {settings.processes} processes; medians: ours", end=" ")
+    print(f"{statistics.median(ours for ours, _ in rates):.1f} MB/s, gensim", end=" ")
+    print(f"{statistics.median(theirs for _, theirs in rates):.1f} MB/s, ratio {statistics.median(ratios):.1f}")
+    print("most frequent:", ", ".join(f"{word} {count:,}" for word, count in counted.most_common(10)))
+    if settings.check:
+        other = independent(dump)
+        print("a parser's:   ", ", ".join(f"{word} {count:,}" for word, count in other.most_common(10)))
+        for word in ("history", "water", "anarchism", "language", "computer"):
+            print(
+                f"{word}: ours {counted[word]:,}, a parser's {other[word]:,} ({counted[word] / other[word] - 1:+.2%})"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pocketclip.engine import open_engine
+from pocketclip.errors import CollectError, EngineError
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def slow_first(number: int) -> int:
+    time.sleep(0.2 if number == 0 else 0)
+    return number
+
+
+def fail(number: int) -> int:
+    raise CollectError(f"piece {number}: is bad")
+
+
+def die(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_results_come_in_the_order_of_the_pieces() -> None:
+    with open_engine("local", 2) as engine:
+        assert list(engine.map(slow_first, range(20))) == list(range(20))
+        assert sum(engine.map(square, range(100))) == sum(n * n for n in range(100))
+
+
+def test_pieces_are_made_only_as_they_are_needed() -> None:
+    made: list[int] = []
+
+    def pieces():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    with open_engine("local", 2) as engine:
+        results = engine.map(square, pieces(), inflight=3)
+        assert next(results) == 0
+        assert len(made) == 3
+        results.close()
+
+
+def test_a_worker_s_error_is_the_parent_s() -> None:
+    with open_engine("local", 1) as engine, pytest.raises(CollectError, match="piece 0: is bad"):
+        list(engine.map(fail, range(3)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_worker_that_was_killed_is_said_plainly() -> None:
+    died = pytest.raises(EngineError, match=r"a worker process died .*the same command goes on")
+    with died, open_engine("local", 1) as engine:
+        list(engine.map(die, range(3)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(
+        "import os, sys, time\nfrom pathlib import Path\nfrom pocketclip.engine import open_engine\n"
+        "def work(n):\n    Path(sys.argv[1], str(os.getpid())).touch()\n    time.sleep(300)\n"
+        "if __name__ == '__main__':\n"
+        "    with open_engine('local', 2) as engine:\n        list(engine.map(work, range(2)))\n"
+    )
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    process = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(pids)])
+    deadline = time.monotonic() + 60
+    while len(list(pids.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    alive = [int(path.name) for path in pids.iterdir()]
+    while alive and time.monotonic() < deadline:
+        alive = [pid for pid in alive if Path(f"/proc/{pid}").exists()]
+        time.sleep(0.02)
+    assert len(list(pids.iterdir())) == 2
+    assert not alive
+
+
+def test_ray_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"pip install 'pocketclip\[ray\]'"), open_engine("ray"):
+        pass
