@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from pocketclip.errors import CollectError, DataError, PocketCLIPError, RecipeError, Stopped
+from pocketclip.errors import CollectError, PocketCLIPError, RecipeError, Stopped
 
 EngineName = Annotated[
     Literal["local", "ray"], typer.Option("--engine", help="Where the work is done: this machine's processes, or Ray.")
@@ -136,21 +136,33 @@ def fetch(
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="What to pack: openmoji, the embedded data set.")],
-    folder: Annotated[Path, typer.Argument(help="Where the shards go.")],
-    size: Annotated[int, typer.Option(help="Side of the stored pictures, pixels.", min=8, max=1024)] = 72,
+    source: Annotated[
+        str, typer.Argument(help="openmoji; a folder of images, of Parquet or of tars; a .csv, .tsv, .jsonl, .parquet.")
+    ],
+    folder: Annotated[Path | None, typer.Argument(help="Where the shards go; not for tars, indexed in place.")] = None,
+    size: Annotated[int, typer.Option(help="openmoji: side of the drawn pictures, pixels.", min=8, max=1024)] = 72,
     validation: Annotated[
-        bool, typer.Option("--validation", help="Leave the test splits out and cut train anew, to choose a recipe on.")
+        bool,
+        typer.Option("--validation", help="openmoji: leave the test splits out, cut train anew to choose a recipe."),
     ] = False,
+    short_side: Annotated[int, typer.Option(help="Shrink larger images to it, pixels; 0: never.", min=0)] = 0,
+    image_column: Annotated[str, typer.Option(help="Table: column of paths or images, if unusual.")] = "",
+    caption_column: Annotated[
+        list[str] | None, typer.Option(help="Table: column of captions; may be repeated.")
+    ] = None,
+    image_folder: Annotated[Path | None, typer.Option(help="Table: where its paths begin; else beside it.")] = None,
+    test: Annotated[float, typer.Option(help="Share of the rows that become split test.", min=0, max=0.99)] = 0.0,
 ) -> None:
-    """Turn a source of images and captions into shards."""
-    from pocketclip.data.pack import SOURCES, pack_openmoji
+    """Turn images with captions into shards."""
+    from pocketclip.data.pack import PackOptions
+    from pocketclip.data.pack import pack as run
 
-    if source not in SOURCES:
-        raise DataError(f"{source}: unknown source; known: {', '.join(SOURCES)}")
-    manifest = pack_openmoji(folder, size, validation)
+    columns = tuple(caption_column or ())
+    options = PackOptions(size, validation, short_side, image_column, columns, image_folder, test)
+    manifest = run(source, folder, options, console)
     rows = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
-    console.print(f"{folder}: {rows} rows ({manifest['attribution']['licence']})", highlight=False)
+    licence = f" ({manifest['attribution']['licence']})" if "attribution" in manifest else ""
+    console.print(f"{folder or source}: {rows} rows{licence}", highlight=False)
 
 
 @app.command()

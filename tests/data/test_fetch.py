@@ -391,6 +391,8 @@ def test_a_slow_host_holds_up_no_other_and_limits_are_kept(tmp_path, console):
         rows = table(tmp_path / "rows.parquet", slow_urls + quick_urls)
         run(rows, tmp_path / "data", console, connections=6, connections_per_host=3, timeout=20, retries=0)
         assert reasons_of(tmp_path / "data") == [FETCHED] * 60
+        split = Split(tmp_path / "data", "train")
+        assert [split.key(n) for n in range(60)] == [f"{n:016x}" for n in range(60)], "not as they were finished"
         assert server.most[f"localhost:{server.port}"] == server.most[f"127.0.0.1:{server.port}"] == 3
         assert server.most["all"] <= 6
         run(rows, tmp_path / "few", console, connections=2, connections_per_host=30, retries=0)

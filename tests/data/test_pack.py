@@ -19,7 +19,7 @@ import pocketclip
 from conftest import COLOURS, SHAPES, draw
 from pocketclip.data import pack as packing
 from pocketclip.data import sources
-from pocketclip.data.pack import PackOptions, pack, pack_openmoji
+from pocketclip.data.pack import PackOptions, pack
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import Split, read_manifest, splits_in
 from pocketclip.errors import DataError
@@ -146,7 +146,7 @@ def test_openmoji_keeps_its_size_and_manifest(tmp_path: Path, monkeypatch: pytes
         return {"train": [Row("a", PICTURES["red_bar"], "png", ("a",))], "unseen": []}
 
     monkeypatch.setattr(packing.openmoji, "rows", rows)
-    manifest = pack_openmoji(tmp_path / "out", 40, validation=True)
+    manifest = pack("openmoji", tmp_path / "out", PackOptions(size=40, validation=True))
     assert asked == [(40, True)]
     assert manifest["source"] == "openmoji, train cut for validation"
     assert manifest["image_size"] == 40

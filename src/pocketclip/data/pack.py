@@ -17,10 +17,10 @@ from pocketclip.data import openmoji
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import (
     Shard,
-    _add_row,
-    _split_of,
+    add_row,
     index_path,
     read_manifest,
+    split_of,
     splits_in,
     write_index,
     write_manifest,
@@ -32,7 +32,7 @@ from pocketclip.files import sync
 from pocketclip.progress import WorkProgress
 
 MANIFEST_FORMAT = 1
-SOURCES = ("openmoji",)
+OPENMOJI = "openmoji"
 WEBDATASET = "WebDataset tars, indexed in place"
 LOCK = ".lock"
 QUIET = Console(quiet=True)
@@ -87,7 +87,7 @@ def pack(
         raise DataError("test is a share from 0 to below 1, rows_per_shard 1 or more, short_side 0 or more")
     place = Path(source)
     try:
-        if source not in SOURCES and place.is_dir() and any(place.glob("*.tar")):
+        if source != OPENMOJI and place.is_dir() and any(place.glob("*.tar")):
             return _index(place, folder, options, console)
         if folder is None:
             raise DataError(f"{source}: where to? Name the folder for the shards")
@@ -100,16 +100,11 @@ def pack(
     return manifest
 
 
-def pack_openmoji(folder: Path, size: int, validation: bool = False) -> dict[str, Any]:
-    """Render the embedded data set into `folder`; returns the manifest."""
-    return pack("openmoji", folder, PackOptions(size=size, validation=validation))
-
-
 def _write(source: str, hidden: Path, options: PackOptions, console: Console) -> dict[str, Any]:
     """Write all shards and the manifest into a folder."""
     dropped: Counter[str] = Counter()
     shards = _Shards(hidden, options.rows_per_shard, dropped)
-    if source == "openmoji":
+    if source == OPENMOJI:
         rendered = openmoji.rows(options.size, options.validation)
         about: dict[str, Any] = {
             "source": "openmoji, train cut for validation" if options.validation else "openmoji",
@@ -191,7 +186,7 @@ class _Shards:
             self.dropped["key that another row has"] += 1
             return
         keys.add(row.key)
-        _add_row(tar, row)
+        add_row(tar, row)
         self.rows[split] += 1
         if len(keys) == self.rows_per_shard:
             self._close(split, whole=True)
@@ -265,13 +260,13 @@ def _index(place: Path, folder: Path | None, options: PackOptions, console: Cons
     tars = sorted(place.glob("*.tar"))
     rows: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    nameless = [tar.name for tar in tars if not _split_of(tar)]
+    nameless = [tar.name for tar in tars if not split_of(tar)]
     if nameless:
         raise DataError(f"{place}: {nameless[0]} belongs to no split by its name; call it train-00000.tar or 00000.tar")
     with WorkProgress(console, "index", "tars", len(tars)) as progress:
         for tar in tars:
             shard = Shard(tar)
-            rows[_split_of(tar)] += len(shard)
+            rows[split_of(tar)] += len(shard)
             dropped += shard.dropped
             progress.advance(1, f"{rows.total():,} rows")
     reasons = dict(sorted(dropped.items()))

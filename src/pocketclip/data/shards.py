@@ -54,11 +54,12 @@ def write_shard(rows: Iterable[Row], path: Path) -> None:
     """Write rows as one tar, and its index."""
     with whole_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
         for row in rows:
-            _add_row(tar, row)
+            add_row(tar, row)
     write_index(path)
 
 
-def _add_row(tar: tarfile.TarFile, row: Row) -> None:
+def add_row(tar: tarfile.TarFile, row: Row) -> None:
+    """Append a row's files to a tar."""
     details = json.dumps({"captions": row.captions, **row.metadata}, ensure_ascii=False)
     members = ((row.extension, row.image), ("txt", row.captions[0].encode()), ("json", details.encode()))
     for extension, content in members:
@@ -236,7 +237,7 @@ class Split:
 
     def __init__(self, folder: Path | str, split: str) -> None:
         self.folder, self.name = Path(folder), split
-        paths = sorted(path for path in self.folder.glob("*.tar") if _split_of(path) == split)
+        paths = sorted(path for path in self.folder.glob("*.tar") if split_of(path) == split)
         if not paths:
             raise DataError(f"{self.folder}: no shards named {split}-00000.tar, ...; `pocketclip pack` writes them")
         self.shards = [Shard(path) for path in paths]
@@ -291,10 +292,10 @@ class Split:
 
 def splits_in(folder: Path) -> list[str]:
     """The names of the splits whose shards a folder holds, sorted."""
-    return sorted({split for path in folder.glob("*.tar") if (split := _split_of(path))})
+    return sorted({split for path in folder.glob("*.tar") if (split := split_of(path))})
 
 
-def _split_of(path: Path) -> str:
+def split_of(path: Path) -> str:
     """SPLIT of SPLIT-00000.tar, "train" of img2dataset's 00000.tar; "" for a tar of another name."""
     named = re.fullmatch(r"(?:(.+)-)?\d+\.tar", path.name)
     return named[1] or "train" if named else ""
