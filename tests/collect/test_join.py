@@ -69,7 +69,7 @@ def joined_in_python(rows: list[Found]) -> list[dict[str, object]]:
     kept = []
     for row in rows:
         captions = [caption.strip() for caption in row.captions if caption.strip()]
-        if (url := normal(row.url)) and captions:
+        if (url := normal(row.url)) and (captions or row.queries):
             kept.append(row.to_json() | {"url": url, "captions": captions, "queries": list(row.queries)})
     head = list(range(len(kept)))
 
