@@ -10,8 +10,11 @@ expression, says how far ours is right. Needs gensim, and mwparserfromhell for -
 
 import argparse
 import bz2
+import json
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -70,11 +73,24 @@ def independent(dump: Path) -> Counter[str]:
     return words
 
 
-def timed(count: Callable[[Path, int], Counter[str]], dump: Path, processes: int) -> tuple[float, Counter[str]]:
-    """Seconds, and what was counted."""
+def timed(side: str, dump: Path, processes: int) -> tuple[float, Counter[str]]:
+    """Seconds from the call to the counts, in a process of its own and without its imports, and what was counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "counted.json"
+        command = [sys.executable, __file__, str(dump), "--processes", str(processes), "--side", side, str(output)]
+        subprocess.run(command, check=True)
+        seconds, words = json.loads(output.read_text())
+        return float(seconds), Counter(words)
+
+
+def count_alone(side: str, output: Path, dump: Path, processes: int) -> None:
+    """What `timed` starts."""
+    count: Callable[[Path, int], Counter[str]] = ours if side == "ours" else gensims
+    if side == "gensim":
+        import gensim.corpora.wikicorpus  # noqa: F401
     began = time.perf_counter()
     words = count(dump, processes)
-    return time.perf_counter() - began, words
+    output.write_text(json.dumps([time.perf_counter() - began, words]))
 
 
 def bundled_dump() -> Path:
@@ -92,14 +108,18 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="of each side")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--check", action="store_true", help="count a third time with a real parser, and compare")
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     settings = parser.parse_args()
+    if settings.side:
+        count_alone(settings.side[0], Path(settings.side[1]), settings.dump, settings.processes)
+        return
     dump = settings.dump or bundled_dump()
     with bz2.open(dump) as file:
         megabytes = sum(len(block) for block in iter(lambda: file.read(1 << 20), b"")) / 1e6
     ratios, rates = [], []
     for number in range(settings.rounds):
-        our_seconds, counted = timed(ours, dump, settings.processes)
-        their_seconds, _ = timed(gensims, dump, settings.processes)
+        our_seconds, counted = timed("ours", dump, settings.processes)
+        their_seconds, _ = timed("gensim", dump, settings.processes)
         ratios.append(their_seconds / our_seconds)
         rates.append((megabytes / our_seconds, megabytes / their_seconds))
         print(f"round {number + 1}: ours {rates[-1][0]:.1f}, gensim {rates[-1][1]:.1f} MB/s, ratio {ratios[-1]:.1f}")

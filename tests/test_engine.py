@@ -86,6 +86,30 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert not alive
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX process groups")
+def test_ctrl_c_does_not_wait_for_the_pieces_in_hand(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(
+        "import sys, time\nfrom pathlib import Path\nfrom pocketclip.engine import open_engine\n"
+        "def work(n):\n    Path(sys.argv[1], str(n)).touch()\n    time.sleep(300)\n"
+        "if __name__ == '__main__':\n"
+        "    with open_engine('local', 2) as engine:\n        list(engine.map(work, range(4)))\n"
+    )
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "run.py"), str(begun)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(begun.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complained = process.communicate(timeout=60)
+    assert complained.splitlines()[-1] == "pocketclip.errors.Stopped: stopped; the same command goes on"
+
+
 def test_ray_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'pocketclip\[ray\]'"), open_engine("ray"):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any, Literal, Protocol, TypeVar
 
-from pocketclip.errors import EngineError
+from pocketclip.errors import EngineError, Stopped
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -94,16 +94,21 @@ def open_engine(name: EngineName = "local", workers: int | None = None, address:
     """An engine, closed when the block ends.
 
     workers: processes; one a core unless said. address: of a Ray cluster; None starts one on this machine, "auto" finds
-    a running one. Raises EngineError where Ray is missing or the cluster cannot be reached.
+    a running one. Raises EngineError where Ray is missing or the cluster cannot be reached, Stopped after Ctrl-C.
     """
     workers = workers or os.cpu_count() or 1
     if name == "local":
+        others = set(multiprocessing.active_children())
         with ProcessPoolExecutor(workers, _start_method(), _live_and_die_with_parent) as pool:
             pool.submit(os.getpid).result()  # forks all workers now, before this process starts threads
             try:
                 yield LocalEngine(pool, workers)
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()  # what they have in hand can take minutes, and is made to be cut off
+                if isinstance(error, KeyboardInterrupt):
+                    raise Stopped("stopped; the same command goes on") from None
                 raise
         return
     try:
