@@ -24,6 +24,7 @@ IMAGE_COLUMNS = (
 CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "title", "description", "alt_text", "sentences", "comment")
 CLASS_COLUMNS = ("label", "class", "class_name", "category", "fine_label")  # where no caption column is
 DELIMITERS = {".tsv": "\t"}  # of all else: the first of these that makes the header's names known ones
+LONGEST_FIELD = 1 << 17  # characters
 USUAL_DELIMITERS = ",;\t|"
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no line of captions
 MERGED_LINES, MERGED_CHARACTERS = 1_000_000, 100_000_000  # held in memory to find lines of the same image
@@ -140,6 +141,7 @@ def _delimited(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[st
     # Strict, as else a quote that is never closed takes the lines after it into its own field, and nobody learns of it.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     before = 0
+    csv.field_size_limit(LONGEST_FIELD)
     while True:
         try:
             values = next(reader, None)
@@ -158,6 +160,7 @@ def _delimited(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[st
 
 def _header(path: Path, line: str, columns: Columns) -> tuple[str, list[str]]:
     """The delimiter, and the names of the columns."""
+    csv.field_size_limit(LONGEST_FIELD)  # of the whole process: another reader may have set it otherwise
     given = DELIMITERS.get(path.suffix.lower(), USUAL_DELIMITERS)
     split: list[tuple[str, list[str]]] = []
     for delimiter in given:
