@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -266,8 +266,10 @@ def _frequent_words(held: Counter[bytes], state: Path, runs: int, settings: Word
     nouns = Nouns(Path(settings.nouns)) if settings.nouns else None
     with ExitStack() as files:
         opened = [files.enter_context((state / f"run-{run:05d}.tsv").open(encoding="ascii")) for run in range(runs)]
-        merged = groupby(heapq.merge(sorted(fold(held).items()), *map(_read_run, opened)), key=itemgetter(0))
-        sums = ((word, sum(count for _, count in group)) for word, group in merged)
+        sums: Iterable[tuple[str, int]] = fold(held).items()
+        if opened:
+            merged = groupby(heapq.merge(sorted(sums), *map(_read_run, opened)), key=itemgetter(0))
+            sums = ((word, sum(count for _, count in group)) for word, group in merged)
         kept = [pair for pair in sums if pair[1] > settings.minimum and (nouns is None or pair[0] in nouns)]
     return heapq.nsmallest(settings.most, kept, key=lambda pair: (-pair[1], pair[0]))
 
