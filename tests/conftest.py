@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import hypothesis
 import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -18,6 +19,10 @@ from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
 
 # Small products on many threads spend their time waiting for each other, most of all beside other test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example may take long where the machine is busy: a fact of the machine, not of the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")
 SHAPES = ("circle", "square", "bar", "pole")

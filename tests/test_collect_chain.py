@@ -39,13 +39,14 @@ search.images_per_word = 12
 search.unsplash = "URL/unsplash"
 search.wikimedia = "URL/wikimedia"
 fetch = { allow_private = true, rows_per_shard = 40 }
+clean = { duplicates = "exact", test = 0.25 }
 image.size = 32
 image_tower = { patch_size = 8, width = 32, layers = 1, heads = 2, stem_channels = [8, 8] }
 text_tower = { width = 32, layers = 1, heads = 2 }
 model.embedding_width = 32
 tokenizer.vocabulary_size = 400
 train = { epochs = 2, batch_size = 16 }
-evaluate.splits = ["train"]
+evaluate.splits = ["test"]
 """
 
 
@@ -76,13 +77,17 @@ def test_from_words_to_a_trained_model(tmp_path: Path) -> None:
         said = go("fetch", "recipe.toml", "--workers", 2)
         assert " fetched" in said
         assert " HTTP 404" in said
-        split = Split(tmp_path / "data", "train")
-        manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+        split = Split(tmp_path / "data" / "fetched", "train")
+        manifest = json.loads((tmp_path / "data" / "fetched" / "manifest.json").read_text())
         assert manifest["rows"]["train"] == len(split) == manifest["outcomes"]["fetched"]
         assert sum(manifest["outcomes"].values()) > len(split) > 16, manifest
         asked = len(server.log)
         go("search", "recipe.toml")
         assert len(server.log) == asked
+        assert "exact duplicate" in go("clean", "recipe.toml", "--workers", 2)
+        cleaned = json.loads((tmp_path / "data" / "manifest.json").read_text())
+        assert sum(cleaned["rows"].values()) + sum(cleaned["dropped"].values()) == len(split)
+        assert min(cleaned["rows"].values()) >= 10, cleaned
         go("tokenizer", "recipe.toml")
         go("train", "recipe.toml")
-        assert "train: top-1" in go("evaluate", "runs/collected/bundle")
+        assert "test: top-1" in go("evaluate", "runs/collected/bundle")

@@ -14,7 +14,10 @@ from pocketclip.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-VERBS = {"words", "search", "join", "fetch", "pack", "tokenizer", "check", "train", "evaluate", "report", "quickstart"}
+VERBS = {
+    "words", "search", "join", "fetch", "clean", "pack", "tokenizer", "check", "train", "evaluate", "report",
+    "quickstart",
+}  # fmt: skip
 
 
 def test_the_verbs_are_frozen() -> None:

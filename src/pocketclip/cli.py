@@ -117,7 +117,7 @@ def fetch(
     workers: Workers = None,
     address: Address = None,
 ) -> None:
-    """Download the images of data.folder/rows.parquet into shards, with one outcome a row."""
+    """Download the images of data.folder/rows.parquet into data.folder/fetched, with one outcome a row."""
     from pocketclip.recipe.toml import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
@@ -127,11 +127,42 @@ def fetch(
         from pocketclip.data.fetch import fetch as run
 
         folder, size = Path(settings.data.folder), settings.image.size
-        fetched = run(folder / "rows.parquet", folder, size, settings.fetch, opened, console, retry_failed)
+        fetched = run(folder / "rows.parquet", folder / "fetched", size, settings.fetch, opened, console, retry_failed)
     for reason, count in fetched.reasons.most_common():
         console.print(f"{count:>12,} {reason}", highlight=False)
     for (host, reason), count in fetched.hosts.most_common(10):
         console.print(f"{count:>12,} {reason} at {host}", highlight=False)
+
+
+@app.command()
+def clean(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder of shards; else data.folder/fetched.", show_default=False)
+    ] = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Keep what is of use of the fetched shards: no duplicates, no leaks, captions that say something."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from pocketclip.collect.word_list import read_word_list
+    from pocketclip.engine import open_engine
+
+    folder = Path(settings.data.folder)
+    listed = tuple(read_word_list(folder / "words.tsv")) if settings.clean.balance else ()
+    with open_engine(engine, workers, address) as opened:
+        from pocketclip.clean.passes import clean as run
+
+        manifest = run(source or folder / "fetched", folder, settings, listed, opened, console)
+    for what, counts in (("rows", "dropped"), ("captions", "dropped_captions")):
+        for reason, count in manifest[counts].items():
+            console.print(f"{count:>12,} {what} dropped: {reason}", highlight=False, markup=False)
+    kept = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
+    console.print(f"{folder}: {kept} rows", highlight=False)
 
 
 @app.command()

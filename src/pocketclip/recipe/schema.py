@@ -84,6 +84,33 @@ class FetchSettings(Settings):
     allow_private: bool = Field(False, description="fetch from private, loopback and other local addresses as well")
 
 
+class CleanSettings(Settings):
+    """Which of the fetched rows are kept."""
+
+    short_side: Natural = Field(
+        64, description="smallest short side, pixels; never more than image.size, to which images were shrunk"
+    )
+    aspect: Annotated[float, Field(ge=1)] = Field(3.0, description="largest long side, in short sides")
+    duplicates: Literal["near", "exact", "keep"] = Field(
+        "near", description="drop what looks the same, only what is the same file, or none"
+    )
+    duplicate_distance: Annotated[int, Field(ge=0, le=15)] = Field(
+        10, description="bits of 256 in which the perceptual hashes of near duplicates may differ"
+    )
+    benchmarks: tuple[str, ...] = Field(
+        (), description="folders of shards, as `pocketclip pack` makes them, whose images must not be trained on"
+    )
+    most_words: Natural = Field(256, description="longest caption, words; 0: any")
+    languages: tuple[str, ...] = Field(
+        ("en",), description="captions that are surely in none of these languages are dropped; empty: none are"
+    )
+    boilerplate: bool = Field(True, description="drop captions that are file names, addresses, `untitled`, ...")
+    balance: Natural = Field(
+        0, description="keep about so many rows of each word in words.tsv, as MetaCLIP does with 20,000; 0: all rows"
+    )
+    test: Share = Field(0.0, description="share of the kept rows that become the split `test`")
+
+
 class ImageSettings(Settings):
     """How bytes become pixels, in training and in evaluation alike."""
 
@@ -232,6 +259,7 @@ class Recipe(Settings):
     words: WordsSettings = WordsSettings()
     search: SearchSettings = SearchSettings()
     fetch: FetchSettings = FetchSettings()
+    clean: CleanSettings = CleanSettings()
     data: DataSettings = DataSettings()
     image: ImageSettings = ImageSettings()
     caption: CaptionSettings = CaptionSettings()
