@@ -78,6 +78,10 @@ class ImageServer:
     def base(self, provider: str) -> str:
         return f"{self.url}/{provider}"
 
+    def image(self, provider: str, query: str, number: int) -> dict[str, Any]:
+        """What a provider says of one image."""
+        return IMAGES[provider](self, query, number)
+
     def trouble(self, provider: str, *troubles: Trouble) -> None:
         """One for each of the next requests."""
         self._troubles[provider].extend(troubles)
@@ -129,7 +133,7 @@ class ImageServer:
         if left is not None and left < 0:
             return web.Response(status=403, text="Rate Limit Exceeded", headers=headers)
         size, total = int(request.query["per_page"]), self.catalogue.get(query, 0)
-        photos = [unsplash_photo(self, query, n) for n in range(total)[(page - 1) * size : page * size]]
+        photos = [self.image("unsplash", query, n) for n in range(total)[(page - 1) * size : page * size]]
         return web.json_response({"total": total, "total_pages": -(-total // size), "results": photos}, headers=headers)
 
     async def _openverse(self, request: web.Request) -> web.StreamResponse:
@@ -149,7 +153,7 @@ class ImageServer:
             headers["Retry-After"] = "3600"
             return web.json_response({"detail": "Request was throttled."}, status=429, headers=headers)
         total = self.catalogue.get(query, 0)
-        images = [openverse_image(self, query, n) for n in range(total)[(page - 1) * size : page * size]]
+        images = [self.image("openverse", query, n) for n in range(total)[(page - 1) * size : page * size]]
         answer = {"result_count": total, "page_count": min(12, -(-total // size)), "page_size": size, "page": page}
         return web.json_response({**answer, "results": images}, headers=headers)
 
@@ -195,7 +199,7 @@ def wikimedia_answer(server: ImageServer, query: str, offset: int, second: bool)
     """As MediaWiki answers generator=search with prop=imageinfo in formatversion 2, pages in no order."""
     total = server.catalogue.get(query, 0)
     numbers = range(total)[offset : offset + 50]
-    pages = [wikimedia_page(server, query, n) for n in reversed(numbers)]
+    pages = [server.image("wikimedia", query, n) for n in reversed(numbers)]
     half = server.split and not second
     if server.split:
         for page in pages:
@@ -227,6 +231,9 @@ def wikimedia_page(server: ImageServer, query: str, number: int) -> dict[str, An
         "pageid": page_id(query) + number, "ns": 6, "title": f"File:{query} {number}.jpg", "index": number + 1,
         "imagerepository": "local", "imageinfo": [info],
     }  # fmt: skip
+
+
+IMAGES = {"unsplash": unsplash_photo, "openverse": openverse_image, "wikimedia": wikimedia_page}
 
 
 def status(code: int, headers: Mapping[str, str] | None = None, text: str = "") -> Trouble:

@@ -49,9 +49,8 @@ def _probability(caption: str, languages: Sequence[str]) -> float:
     Short captions seldom give a language away, so that the question is not which language is the most probable one
     but whether those that are wanted can be ruled out.
     """
-    return sum(
-        probability for language, probability in _identifier(tuple(languages)).rank(caption) if language in languages
-    )
+    ranked = _identifier(tuple(languages)).rank(caption)
+    return float(sum(probability for language, probability in ranked if language in languages))
 
 
 @lru_cache(maxsize=1)

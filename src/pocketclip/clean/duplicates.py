@@ -21,7 +21,7 @@ BITS = HASH_SIDE * HASH_SIDE
 WORDS = BITS // 64
 GRID_SIDE = 8
 GRID = 3 * GRID_SIDE * GRID_SIDE
-COLOUR_TOLERANCE = 2.0  # of 255, on average; compressing photographs at quality 20 changes half of that
+MEAN_COLOURS, WORST_COLOUR = 2.0, 20.0  # of 255: how far a copy's grid may be off, on average and at most
 AT_ONCE = 1 << 22  # rows of a memory-mapped array looked at together
 
 
@@ -38,6 +38,13 @@ def look_hash(image: Image.Image) -> NDArray[np.uint64]:
 def colour_grid(image: Image.Image) -> NDArray[np.uint8]:
     """Mean colours of an RGB image's 8 by 8 cells, uint8 [192]."""
     return np.asarray(image.resize((GRID_SIDE, GRID_SIDE), Image.Resampling.BOX), dtype=np.uint8).ravel()
+
+
+def colours_agree(grids: NDArray[np.uint8], grid: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of some grids [rows, 192] can be of copies of the picture with that grid; bool [rows]."""
+    off = np.abs(grids.astype(np.int16) - grid.astype(np.int16))
+    agree: NDArray[np.bool_] = (off.mean(axis=-1) <= MEAN_COLOURS) & (off.max(axis=-1) <= WORST_COLOUR)
+    return agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +64,7 @@ class Looks:
         bits = np.bitwise_count(self.hashes[others] ^ self.hashes[one]).sum(axis=1)
         near = np.nonzero(bits <= self.distance)[0]
         found = np.zeros(len(others), dtype=np.bool_)
-        colours = np.abs(self.grids[others[near]].astype(np.int16) - self.grids[one].astype(np.int16)).mean(axis=1)
-        found[near] = colours <= COLOUR_TOLERANCE
+        found[near] = colours_agree(self.grids[others[near]], self.grids[one])
         return found
 
     def duplicates(self, alive: NDArray[np.bool_], fixed: int = 0) -> NDArray[np.int64]:

@@ -7,6 +7,8 @@ of markup, and C-speed `bytes` methods do most of the work.
 """
 
 import re
+from collections.abc import Callable
+from operator import methodcaller
 
 COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
 # Elements whose content is no running text; a self-closing <ref name=x /> has none.
@@ -30,9 +32,10 @@ BARE_PICTURE = re.compile(
 )
 LINK = re.compile(rb"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 EXTERNAL_LINK = re.compile(rb"\[(?:[a-z]+:)?//[^\s\]]*([^\]\n]*)\]", re.IGNORECASE)
-ADDRESS = re.compile(rb"(?:ht|f)tps?://[^\s|\]]+")
+ADDRESSES = re.compile(rb"https?://[^\s|\]]+"), re.compile(rb"ftps?://[^\s|\]]+")  # faster apart than as one pattern
 MAGIC_WORD = re.compile(rb"__[A-Z]+__")
 ENTITY = re.compile(rb"&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+LABEL = methodcaller("group", 1)  # a link's; templates for replacements are expanded in Python, this in C
 DEEPEST = 40  # nested templates; a page that goes deeper keeps its outermost ones
 
 
@@ -54,15 +57,16 @@ def visible_text(source: bytes) -> bytes:
         text = CELL_FORMAT.sub(b" ", TABLE_LINE.sub(b" ", text))
     for hidden in (CATEGORY, LANGUAGE, BARE_PICTURE):
         text = hidden.sub(b" ", text)
-    text = _innermost_first(LINK, text, rb"\1")
+    text = _innermost_first(LINK, text, LABEL)
     text = EXTERNAL_LINK.sub(rb" \1 ", text)
-    text = ADDRESS.sub(b" ", text)
-    text = TAG.sub(b" ", text)
-    text = MAGIC_WORD.sub(b" ", text)
+    for hidden in (*ADDRESSES, TAG, MAGIC_WORD):
+        text = hidden.sub(b" ", text)
     return ENTITY.sub(b" ", text).replace(b"'''", b"").replace(b"''", b"")
 
 
-def _innermost_first(pattern: re.Pattern[bytes], text: bytes, replacement: bytes) -> bytes:
+def _innermost_first(
+    pattern: re.Pattern[bytes], text: bytes, replacement: bytes | Callable[[re.Match[bytes]], bytes]
+) -> bytes:
     """Replace matches until none is left: what was nested becomes innermost in turn."""
     for _ in range(DEEPEST):
         text, found = pattern.subn(replacement, text)
