@@ -2,6 +2,7 @@
 
 import io
 from itertools import combinations
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -71,10 +72,14 @@ def crowds(draw_from: st.DrawFn) -> tuple[Looks, np.ndarray]:
     return Looks(hashes, grids, distance), random.random(rows) < 0.9
 
 
+@pytest.mark.parametrize("small", [1, 4, 256])  # groups whose pairs are compared all at once
 @given(crowds())
-def test_what_is_left_is_unlike_and_what_is_dropped_is_like_something_left(crowd: tuple[Looks, np.ndarray]) -> None:
+def test_what_is_left_is_unlike_and_what_is_dropped_is_like_something_left(
+    small: int, crowd: tuple[Looks, np.ndarray]
+) -> None:
     looks, alive = crowd
-    repeats = looks.duplicates(alive)
+    with patch("pocketclip.clean.duplicates.SMALL", small):
+        repeats = looks.duplicates(alive)
     kept = [row for row in range(len(alive)) if alive[row] and repeats[row] < 0]
     assert not any(alike(looks, *pair) for pair in combinations(kept, 2))
     linked = {row: {row} for row in range(len(alive))}
@@ -91,10 +96,12 @@ def test_what_is_left_is_unlike_and_what_is_dropped_is_like_something_left(crowd
     assert (repeats[~alive] == -1).all()
 
 
+@pytest.mark.parametrize("small", [1, 4, 256])
 @given(crowds(), st.integers(1, 10))
-def test_against_fixed_rows_every_match_is_found(crowd: tuple[Looks, np.ndarray], fixed: int) -> None:
+def test_against_fixed_rows_every_match_is_found(small: int, crowd: tuple[Looks, np.ndarray], fixed: int) -> None:
     looks, alive = crowd
-    repeats = looks.duplicates(alive, fixed=fixed)
+    with patch("pocketclip.clean.duplicates.SMALL", small):
+        repeats = looks.duplicates(alive, fixed=fixed)
     for row in range(len(alive)):
         matches = {one for one in range(min(fixed, row)) if alive[one] and alive[row] and alike(looks, one, row)}
         if row < fixed or not matches:
@@ -108,10 +115,10 @@ def test_many_copies_cost_little() -> None:
     counted = 0
 
     class Counting(Looks):
-        def alike(self, one: int, others: np.ndarray) -> np.ndarray:
+        def alike(self, ones: np.ndarray | int, others: np.ndarray) -> np.ndarray:
             nonlocal counted
             counted += len(others)
-            return super().alike(one, others)
+            return super().alike(ones, others)
 
     rows = 20_000
     hashes = np.tile(look_hash(picture(1)), (rows, 1))

@@ -7,7 +7,6 @@ say anything. So two pictures count as one only if their mean
 colours in a grid of 8 by 8 agree too.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,8 @@ WORDS = BITS // 64
 GRID_SIDE = 8
 GRID = 3 * GRID_SIDE * GRID_SIDE
 MEAN_COLOURS, WORST_COLOUR = 2.0, 20.0  # of 255: how far a copy's grid may be off, on average and at most
-AT_ONCE = 1 << 22  # rows of a memory-mapped array looked at together
+AT_ONCE = 1 << 20  # rows of a memory-mapped array looked at together
+SMALL = 256  # rows that share a band; of so many all pairs are compared at once, of more one with all others
 
 
 def look_hash(image: Image.Image) -> NDArray[np.uint64]:
@@ -59,12 +59,18 @@ class Looks:
     grids: NDArray[np.uint8]
     distance: int
 
-    def alike(self, one: int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of some rows look like a row; bool [others]."""
-        bits = np.bitwise_count(self.hashes[others] ^ self.hashes[one]).sum(axis=1)
-        near = np.nonzero(bits <= self.distance)[0]
+    def alike(self, ones: NDArray[np.int64] | int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some rows look like a row, or each like its own; bool [others]."""
         found = np.zeros(len(others), dtype=np.bool_)
-        found[near] = colours_agree(self.grids[others[near]], self.grids[one])
+        places = np.arange(len(others))
+        bits = np.zeros(len(others), dtype=np.int64)
+        for word in range(WORDS):  # most differ too much in the first quarter of their hashes
+            of = ones if isinstance(ones, int) else ones[places]
+            bits = bits + np.bitwise_count(self.hashes[others[places], word] ^ self.hashes[of, word])
+            near = bits <= self.distance
+            places, bits = places[near], bits[near]
+        of = ones if isinstance(ones, int) else ones[places]
+        found[places] = colours_agree(self.grids[others[places]], self.grids[of])
         return found
 
     def duplicates(self, alive: NDArray[np.bool_], fixed: int = 0) -> NDArray[np.int64]:
@@ -81,23 +87,52 @@ class Looks:
         repeats = np.full(len(alive), -1, dtype=np.int64)
         alive = alive.copy()
         for band in range(self.distance + 1):
-            for group in self._groups(band, alive):
+            rows, size, behind = self._groups(band, alive)
+            small = size <= SMALL
+            for one, other in self._pairs(rows[small], behind[small], fixed):
+                if alive[one] and alive[other]:
+                    repeats[other], alive[other] = one, False
+            large, last = rows[~small], np.nonzero(behind[~small] == 0)[0]
+            for group in np.split(large, last[:-1] + 1) if len(large) else ():
                 self._compare(group, repeats, alive, fixed)
         for row in np.nonzero(repeats >= 0)[0]:  # the one that was repeated may have been dropped later
             while repeats[repeats[row]] >= 0:
                 repeats[row] = repeats[repeats[row]]
         return repeats
 
-    def _groups(self, band: int, alive: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
-        """Rows that are alive and share a band, in the order of preference."""
+    def _groups(self, band: int, alive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+        """Rows that are alive and share a band with others, group by group, in the order of preference.
+
+        Returns the rows, the size of each one's group, and how many of the group stand behind it; int64 [rows].
+        """
         rows = np.nonzero(alive)[0]
         values = self._band(band, rows)
         order = np.argsort(values, kind="stable")
         rows, values = rows[order], values[order]
-        starts = np.nonzero(np.concatenate([[True], values[1:] != values[:-1]]))[0]
-        for start, stop in zip(starts, np.append(starts[1:], len(rows)), strict=True) if len(rows) else ():
-            if stop - start > 1:
-                yield rows[start:stop]
+        starts = np.nonzero(np.concatenate([[True], values[1:] != values[:-1]])[: len(rows)])[0]
+        sizes = np.diff(np.append(starts, len(rows)))
+        size = np.repeat(sizes, sizes)
+        behind = np.repeat(starts + sizes, sizes) - np.arange(len(rows)) - 1
+        return rows[size > 1], size[size > 1], behind[size > 1]
+
+    def _pairs(self, rows: NDArray[np.int64], behind: NDArray[np.int64], fixed: int) -> list[tuple[int, int]]:
+        """Rows of small groups that look alike, two by two, the preferred ones first."""
+        found = []
+        step = 1
+        places = np.nonzero(behind >= step)[0]
+        while len(places):
+            for start in range(0, len(places), AT_ONCE):
+                part = places[start : start + AT_ONCE]
+                ones, others = rows[part], rows[part + step]
+                if fixed:
+                    asked = (ones < fixed) & (others >= fixed)
+                    ones, others = ones[asked], others[asked]
+                same = self.alike(ones, others)
+                found.append(np.stack([ones[same], others[same]], axis=1))
+            step += 1
+            places = places[behind[places] >= step]
+        pairs = np.concatenate(found) if found else np.zeros((0, 2), dtype=np.int64)
+        return [(int(one), int(other)) for one, other in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]]
 
     def _band(self, band: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """The bits of one band, at most 64 of them as they are: int [rows]."""
@@ -117,7 +152,7 @@ class Looks:
     def _compare(
         self, group: NDArray[np.int64], repeats: NDArray[np.int64], alive: NDArray[np.bool_], fixed: int
     ) -> None:
-        """Drop rows of a group that look like one before them."""
+        """Drop rows of a large group that look like one before them; many copies of one picture cost one look each."""
         waiting = group
         while len(waiting) > 1 and (not fixed or waiting[0] < fixed):
             one, waiting = int(waiting[0]), waiting[1:]

@@ -95,7 +95,7 @@ class CleanSettings(Settings):
         "near", description="drop what looks the same, only what is the same file, or none"
     )
     duplicate_distance: Annotated[int, Field(ge=0, le=15)] = Field(
-        10, description="bits of 256 in which the perceptual hashes of near duplicates may differ"
+        12, description="bits of 256 in which the perceptual hashes of near duplicates may differ"
     )
     benchmarks: tuple[str, ...] = Field(
         (), description="folders of shards, as `pocketclip pack` makes them, whose images must not be trained on"
