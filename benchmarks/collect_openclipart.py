@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -112,8 +113,10 @@ class Clipart(ImageServer):
         if trouble == "never ends":
             response = web.StreamResponse()
             await response.prepare(request)
-            while True:
-                await response.write(bytes(1 << 18))
+            with suppress(ConnectionError):  # as soon as the client has had enough
+                while True:
+                    await response.write(bytes(1 << 18))
+            return response
         headers = {"X-Robots-Tag": "noai, noimageai"} if trouble == "opted out" else None
         return web.FileResponse(path, headers=headers)
 
