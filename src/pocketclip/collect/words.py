@@ -50,7 +50,10 @@ PUNCTUATION = re.compile(rb"\xe2\x80[\x80-\xbf]|\xc2[\x80-\xbf]")  # U+2000 to 2
 
 
 class Piece(NamedTuple):
-    """A part of a dump: bzip2 streams to read from `start`, or XML that was read already."""
+    """A part of a dump: bzip2 streams to read from `start`, or XML that was read already.
+
+    path: of the dump, absolute, as workers need not have this process's working folder.
+    """
 
     path: str
     start: int
@@ -154,13 +157,13 @@ def _streams(dump: Path) -> Iterator[int]:
 
 
 def _stream_pieces(dump: Path, done: int, size: int) -> Iterator[Piece]:
-    start = done
+    start, path = done, str(dump.resolve())
     for stream in _streams(dump):
         if stream - start >= PIECE_BYTES:
-            yield Piece(str(dump), start, stream - start, None)
+            yield Piece(path, start, stream - start, None)
             start = stream
     if start < size:
-        yield Piece(str(dump), start, size - start, None)
+        yield Piece(path, start, size - start, None)
 
 
 def _open_parallel(dump: Path) -> BinaryIO:
@@ -174,7 +177,7 @@ def _open_parallel(dump: Path) -> BinaryIO:
 
 def _xml_pieces(dump: Path, file: BinaryIO, done: int) -> Iterator[Piece]:
     """Cut XML behind whole pages."""
-    rest, start = b"", done
+    rest, start, path = b"", done, str(dump.resolve())
     with file:
         try:
             file.seek(done)
@@ -182,7 +185,7 @@ def _xml_pieces(dump: Path, file: BinaryIO, done: int) -> Iterator[Piece]:
                 rest += block
                 cut = rest.rfind(PAGE_END) + len(PAGE_END)
                 if cut >= len(PAGE_END):
-                    yield Piece(str(dump), start, cut, rest[:cut])
+                    yield Piece(path, start, cut, rest[:cut])
                     start, rest = start + cut, rest[cut:]
                 elif len(rest) > LONGEST_PAGE:
                     raise CollectError(f"{dump}: no page ends within {LONGEST_PAGE >> 20} MB; is it a MediaWiki dump?")
@@ -190,7 +193,7 @@ def _xml_pieces(dump: Path, file: BinaryIO, done: int) -> Iterator[Piece]:
             raise CollectError(
                 f"{dump}: damaged or truncated after {start:,} bytes of XML ({error}); download it again"
             ) from None
-    yield Piece(str(dump), start, len(rest), rest)
+    yield Piece(path, start, len(rest), rest)
 
 
 def count_piece(piece: Piece) -> Counted:
@@ -212,28 +215,44 @@ def count_piece(piece: Piece) -> Counted:
 
 
 def _decompress(piece: Piece) -> bytes:
-    with Path(piece.path).open("rb") as file:
-        file.seek(piece.start)
-        packed = file.read(piece.length)
+    """The XML of a piece's streams; not by `bz2.decompress`, which stops at a damaged one without saying so."""
+    parts = []
     try:
-        return bz2.decompress(packed)
+        with Path(piece.path).open("rb") as file:
+            file.seek(piece.start)
+            packed = file.read(piece.length)
+    except OSError as error:
+        raise CollectError(
+            f"{piece.path}: cannot be read: {error.strerror}; a cluster's machines all need the dump at this path"
+        ) from None
+    try:
+        while packed:
+            stream = bz2.BZ2Decompressor()
+            parts.append(stream.decompress(packed))
+            if not stream.eof:
+                raise EOFError("a stream ends early")
+            packed = stream.unused_data
     except (OSError, ValueError, EOFError) as error:
         raise CollectError(
             f"{piece.path}: damaged or truncated between bytes {piece.start:,} and {piece.start + piece.length:,} "
             f"({error}); download it again"
         ) from None
+    return b"".join(parts)
 
 
 def fold(tokens: Counter[bytes]) -> Counter[str]:
     """Tokens -> English words: quotes and the possessive 's off, ASCII only, 2 to 30 letters."""
-    words: Counter[str] = Counter()
+    words: Counter[bytes] = Counter()
     for token, count in tokens.items():
+        if token.isalpha():  # of bytes: ASCII letters alone
+            words[token] = words.get(token, 0) + count
+            continue
         # Dashes and quotes beyond ASCII are looked for here, in distinct tokens, not in the whole text.
         for part in (token,) if token.isascii() else PUNCTUATION.split(token):
             word = part.strip(b"'").removesuffix(b"'s").strip(b"'")
-            if 1 < len(word) <= LONGEST_WORD and word.isascii():
-                words[word.decode()] += count
-    return words
+            if word.isascii():
+                words[word] = words.get(word, 0) + count
+    return Counter({word.decode(): count for word, count in words.items() if 1 < len(word) <= LONGEST_WORD})
 
 
 def _restore(dump: Path, state: Path) -> Position:
@@ -271,7 +290,9 @@ def _frequent_words(held: Counter[bytes], state: Path, runs: int, settings: Word
             merged = groupby(heapq.merge(sorted(sums), *map(_read_run, opened)), key=itemgetter(0))
             sums = ((word, sum(count for _, count in group)) for word, group in merged)
         kept = [pair for pair in sums if pair[1] > settings.minimum and (nouns is None or pair[0] in nouns)]
-    return heapq.nsmallest(settings.most, kept, key=lambda pair: (-pair[1], pair[0]))
+    kept.sort()
+    kept.sort(key=itemgetter(1), reverse=True)  # stable: words of the same count stay in alphabetical order
+    return kept[: settings.most]
 
 
 def _read_run(file: TextIO) -> Iterator[tuple[str, int]]:
