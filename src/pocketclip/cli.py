@@ -1,6 +1,7 @@
 """The command line: one short function a verb; each imports its stage only when it runs."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -168,7 +169,7 @@ def clean(
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(help="openmoji; a folder of images, of Parquet or of tars; a .csv, .tsv, .jsonl, .parquet.")
+        str, typer.Argument(help="openmoji; a folder of images, Parquet or tars; a .csv, .jsonl, .parquet, COCO .json.")
     ],
     folder: Annotated[Path | None, typer.Argument(help="Where the shards go; not for tars, indexed in place.")] = None,
     size: Annotated[int, typer.Option(help="openmoji: side of the drawn pictures, pixels.", min=8, max=1024)] = 72,
@@ -183,14 +184,20 @@ def pack(
     ] = None,
     image_folder: Annotated[Path | None, typer.Option(help="Table: where its paths begin; else beside it.")] = None,
     test: Annotated[float, typer.Option(help="Share of the rows that become split test.", min=0, max=0.99)] = 0.0,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Turn images with captions into shards."""
-    from pocketclip.data.pack import PackOptions
+    from pocketclip.data.pack import OPENMOJI, PackOptions
     from pocketclip.data.pack import pack as run
+    from pocketclip.engine import open_engine
 
     columns = tuple(caption_column or ())
     options = PackOptions(size, validation, short_side, image_column, columns, image_folder, test)
-    manifest = run(source, folder, options, console)
+    # What is drawn is drawn here. For all else the workers are forked when this import is done, not each its own.
+    with nullcontext() if source == OPENMOJI else open_engine(engine, workers, address) as opened:
+        manifest = run(source, folder, options, console, opened)
     rows = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
     licence = f" ({manifest['attribution']['licence']})" if "attribution" in manifest else ""
     console.print(f"{folder or source}: {rows} rows{licence}", highlight=False)

@@ -3,26 +3,34 @@
 import io
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 import pocketclip
 from conftest import COLOURS, SHAPES, draw
 from pocketclip.data import pack as packing
+from pocketclip.data import pieces as cutting
 from pocketclip.data import sources
 from pocketclip.data.pack import PackOptions, pack
+from pocketclip.data.pieces import Piece, pack_shard
 from pocketclip.data.rows import Row
-from pocketclip.data.shards import Split, read_manifest, splits_in
-from pocketclip.errors import DataError
+from pocketclip.data.shards import Shard, Split, read_manifest, splits_in
+from pocketclip.data.sources import Found
+from pocketclip.errors import DataError, Stopped
 
 PICTURES = {f"{colour}_{shape}": draw(colour, shape, "left") for colour in COLOURS for shape in SHAPES}
 
@@ -79,8 +87,11 @@ def test_a_folder_becomes_shards_that_hold_all_of_it(tmp_path: Path) -> None:
     for split in ("train", "test"):
         rows = Split(tmp_path / "out", split)
         assert len(rows) == manifest["rows"][split]
-        assert [len(shard) for shard in rows.shards][:-1] == [10] * (len(rows.shards) - 1)
     assert manifest["shards"] == sorted(shard_bytes(tmp_path / "out"))
+    numbers = sorted({name[-9:-4] for name in manifest["shards"]})
+    together = [sum(len(Shard(tar)) for tar in (tmp_path / "out").glob(f"*-{number}.tar")) for number in numbers]
+    assert numbers == [f"{number:05d}" for number in range(8)]
+    assert max(together) <= 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"], "no hidden folder stays"
 
 
@@ -253,34 +264,217 @@ def test_our_own_shards_are_not_indexed_again(tmp_path: Path) -> None:
 
 # --- Killed
 
+# Packs slowly, so that it can be killed half-way; its workers are forked and have the slowness from it.
 CHILD = """
-import sys
+import os, signal, sys, time
 from pathlib import Path
+from pocketclip.data import sources
 from pocketclip.data.pack import PackOptions, pack
-pack(sys.argv[1], Path(sys.argv[2]), PackOptions(rows_per_shard=20, short_side=16))
+from pocketclip.engine import open_engine
+from pocketclip.errors import EngineError
+source, out, deadly = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+shrink, images = sources.shrink, []
+def slow(*arguments, **more):
+    images.append(1)
+    if len(images) == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.01)
+    return shrink(*arguments, **more)
+sources.shrink = slow
+try:
+    with open_engine("local", 2) as engine:
+        pack(source, out, PackOptions(rows_per_shard=20, short_side=16, test=0.3), None, engine)
+except EngineError as error:
+    sys.exit(str(error))
 """
+KILLED = PackOptions(rows_per_shard=20, short_side=16, test=0.3)
 
 
-def test_a_killed_run_leaves_only_the_hidden_folder_and_the_next_is_as_if_undisturbed(tmp_path: Path) -> None:
+def child(source: Path, out: Path, deadly: int = 0) -> "subprocess.Popen[str]":
+    """A process that packs with two workers, each of which kills itself at its image number `deadly`."""
+    command = [sys.executable, "-c", CHILD, str(source), str(out), str(deadly)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def state(paths: Iterable[Path]) -> dict[str, tuple[int, int]]:
+    """Which file it is that has a name: one that is written again is another."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def finished_files(hidden: Path) -> dict[str, tuple[int, int]]:
+    return state(path for counts in hidden.rglob("0*.json") for path in counts.parent.rglob(f"*-{counts.stem}.*[rz]"))
+
+
+class Counting:
+    """An engine that does pieces in this process, and is stopped before it does more than `most`."""
+
+    def __init__(self, most: int = 1_000_000) -> None:
+        self.most, self.done = most, 0
+
+    def map(self, function: Callable[[Any], Any], pieces: Iterable[Any], _: int | None = None) -> Iterator[Any]:
+        for piece in pieces:
+            if self.done == self.most:
+                raise Stopped("stopped")
+            self.done += 1
+            yield function(piece)
+
+
+def stopped(source: Path, out: Path, options: PackOptions, pieces: int) -> None:
+    with pytest.raises(Stopped):
+        pack(str(source), out, options, None, Counting(pieces))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked workers, and signals")
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "in", copies=20)
-    pack(str(source), tmp_path / "whole", PackOptions(rows_per_shard=20, short_side=16))
+    pack(str(source), tmp_path / "whole", KILLED)
     out, hidden = tmp_path / "out", tmp_path / ".out.part"
-    for tars in (1, 10):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(source), str(out)])
+    kept: dict[str, tuple[int, int]] = {}
+    for pieces in (1, 8):
+        running = child(source, out)
         try:
-            while len(list(hidden.glob("*.tar"))) < tars:
-                assert child.poll() is None, "over before it was killed"
+            while len(list(hidden.rglob("0*.json"))) < pieces:
+                assert running.poll() is None, "over before it was killed"
                 time.sleep(0.001)
             with pytest.raises(DataError, match="another process is packing"):
                 pack(str(source), out)
         finally:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
+            running.kill()
+            running.communicate()
+        assert finished_files(hidden).items() >= kept.items()
+        kept = finished_files(hidden)
         assert not out.exists()
         assert sorted(path.name for path in tmp_path.iterdir()) == [".out.part", "in", "whole"]
-    pack(str(source), out, PackOptions(rows_per_shard=20, short_side=16))
+    assert 16 <= len(kept) < len(contents(tmp_path / "whole")) - 10
+    pack(str(source), out, KILLED)
+    assert state(out.iterdir()).items() >= kept.items()
     assert contents(out) == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked workers, and signals")
+def test_a_killed_worker_is_said_plainly_and_costs_nothing_that_was_finished(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "in", copies=20)
+    pack(str(source), tmp_path / "whole", KILLED)
+    _, said = child(source, tmp_path / "out", deadly=70).communicate(timeout=60)
+    assert "a worker process died (killed, or out of memory); the same command goes on" in said
+    kept = finished_files(tmp_path / ".out.part")
+    assert len(kept) >= 3 * 2
+    pack(str(source), tmp_path / "out", KILLED)
+    assert state((tmp_path / "out").iterdir()).items() >= kept.items()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def write_unnoticed(path: Path, content: bytes) -> None:
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size != before.st_size
+
+
+CHANGES: dict[str, tuple[bool, PackOptions, Callable[[Path], object]]] = {
+    "nothing": (True, KILLED, lambda _: None),
+    "another file": (True, KILLED, lambda source: (source / "read me").write_text("")),
+    "rows in a shard": (False, replace(KILLED, rows_per_shard=19), lambda _: None),
+    "short side": (False, replace(KILLED, short_side=15), lambda _: None),
+    "share for testing": (False, replace(KILLED, test=0.2), lambda _: None),
+    "columns": (False, replace(KILLED, caption_columns=("text",)), lambda _: None),
+    "image's time": (False, KILLED, lambda source: os.utime(source / "red_bar" / "0.png", ns=(1, 1))),
+    "image's size": (False, KILLED, lambda source: write_unnoticed(source / "red_bar" / "0.png", PICTURES["red_pole"])),
+    "image more": (False, KILLED, lambda source: (source / "red_bar" / "x.png").write_bytes(PICTURES["red_bar"])),
+    "image less": (False, KILLED, lambda source: (source / "red_bar" / "0.png").unlink()),
+    "image's name": (False, KILLED, lambda source: (source / "red_bar" / "0.png").rename(source / "red_bar" / "9.png")),
+    "captions": (False, KILLED, lambda source: (source / "red_bar" / "0.txt").write_text("x")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_the_same_source_with_the_same_options_goes_on(tmp_path: Path, change: str) -> None:
+    source, out = class_folders(tmp_path / "in"), tmp_path / "out"
+    stopped(source, out, KILLED, pieces=2)
+    same, options, do = CHANGES[change]
+    do(source)
+    again, whole = Counting(), Counting()
+    pack(str(source), out, options, None, again)
+    pack(str(source), tmp_path / "whole", options, None, whole)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert again.done == whole.done - 2 * same
+    assert not (tmp_path / ".out.part").exists()
+
+
+def test_another_source_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "a" / "in")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "a")
+    stopped(Path("in"), tmp_path / "out", KILLED, pieces=2)
+    monkeypatch.chdir(tmp_path / "b")
+    again = Counting()
+    pack("in", tmp_path / "out", KILLED, None, again)
+    assert again.done == 4
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_changed_table_begins_anew(tmp_path: Path, suffix: str) -> None:
+    class_folders(tmp_path / "in", copies=1)
+    path, out, options = tmp_path / f"t{suffix}", tmp_path / "out", PackOptions(rows_per_shard=5)
+    columns = {"path": [f"in/{name}/0.png" for name in PICTURES], "caption": list(PICTURES)}
+    if suffix == ".csv":
+        path.write_text("path,caption\n" + "".join(map("{},{}\n".format, *columns.values())))
+    else:
+        pq.write_table(pa.table(columns), path)
+    stopped(path, out, options, pieces=2)
+    stopped(path, out, options, pieces=1)
+    assert len(finished_files(tmp_path / ".out.part")) == 3 * 2, "it went on"
+    os.utime(path, ns=(1, 1))
+    again = Counting()
+    pack(str(path), out, options, None, again)
+    assert again.done == 5
+
+
+def test_pieces_that_lost_a_file_are_done_again(tmp_path: Path) -> None:
+    source, out = class_folders(tmp_path / "in", copies=5), tmp_path / "out"
+    pack(str(source), tmp_path / "whole", KILLED)
+    stopped(source, out, KILLED, pieces=5)
+    (shards,) = (tmp_path / ".out.part").rglob("shards")
+    for lost in ("train-00000.tar", "train-00001.index.npz", "../00002.json"):
+        (shards / lost).unlink()
+    (shards / "../00003.json").write_text("{")
+    (shards / ".train-00004.tar.4711.part").write_bytes(b"half a tar")
+    again = Counting()
+    pack(str(source), out, KILLED, None, again)
+    assert again.done == 6 - 5 + 4
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_worker_of_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = class_folders(tmp_path / "in"), tmp_path / "out"
+    stopped(source, out, KILLED, pieces=1)
+    (shards,) = (tmp_path / ".out.part").rglob("shards")
+    lock = FileLock(shards.parent / "00002.lock", thread_local=False)
+    with lock:
+        monkeypatch.setattr(cutting, "PATIENCE", 0.1)
+        with pytest.raises(DataError, match=r"00002\.lock: held by a worker of an earlier run; wait for it to end"):
+            pack(str(source), out, KILLED)
+        assert sorted(path.name for path in shards.parent.glob("*.json")) == ["00000.json", "00001.json"]
+    monkeypatch.setattr(cutting, "PATIENCE", 60)
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    began = time.monotonic()
+    pack(str(source), out, KILLED)
+    assert time.monotonic() - began >= 0.4
+    pack(str(source), tmp_path / "whole", KILLED)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_piece_that_somebody_finished_meanwhile_is_not_written_again(tmp_path: Path) -> None:
+    found = [Found(f"{number}.png", image, [str(number)]) for number, image in enumerate(PICTURES.values())]
+    piece = Piece(tmp_path, 3, found, KILLED, 1)
+    counts = pack_shard(piece)
+    before = state((tmp_path / "shards").iterdir())
+    assert pack_shard(piece) == counts
+    assert state((tmp_path / "shards").iterdir()) == before
+    assert sorted(before) == [f"{split}-00003.{kind}" for split in ("test", "train") for kind in ("index.npz", "tar")]
+    assert sum(counts.rows.values()) == 24
 
 
 DYING = """
@@ -300,8 +494,9 @@ pack(source, out, PackOptions(rows_per_shard=8))
 """
 
 
+@pytest.mark.parametrize(("rows", "pieces"), [(12, 2), (8, 0)])
 @pytest.mark.parametrize("moves", [0, 1, 6])
-def test_a_run_killed_while_it_moves_files_is_taken_back(tmp_path: Path, moves: int) -> None:
+def test_a_run_killed_while_it_moves_files_is_taken_back(tmp_path: Path, moves: int, rows: int, pieces: int) -> None:
     source = str(class_folders(tmp_path / "in", copies=1))
     out = tmp_path / "out"
     out.mkdir()
@@ -309,8 +504,10 @@ def test_a_run_killed_while_it_moves_files_is_taken_back(tmp_path: Path, moves: 
     killed = subprocess.run([sys.executable, "-c", DYING, source, str(out), str(moves)], check=False)
     assert killed.returncode == 9
     assert len(list(out.iterdir())) == moves + 1
-    pack(source, out, PackOptions(rows_per_shard=12))
-    pack(source, tmp_path / "whole", PackOptions(rows_per_shard=12))
+    again = Counting()
+    pack(source, out, PackOptions(rows_per_shard=rows), None, again)
+    assert again.done == pieces, "what was moved is taken back, and used where it is the same"
+    pack(source, tmp_path / "whole", PackOptions(rows_per_shard=rows))
     assert contents(out) == {**contents(tmp_path / "whole"), "tokenizer.json": b"mine"}
 
 
@@ -321,6 +518,7 @@ def test_what_a_killed_run_left_is_not_taken_for_shards(tmp_path: Path) -> None:
     (hidden / "train-00099.tar").write_bytes(b"half a tar")
     pack(source, tmp_path / "out")
     assert sorted(contents(tmp_path / "out")) == ["manifest.json", "train-00000.index.npz", "train-00000.tar"]
+    assert not hidden.exists()
 
 
 def test_a_new_folder_appears_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +527,17 @@ def test_a_new_folder_appears_at_once_or_not_at_all(tmp_path: Path, monkeypatch:
     def refused(_: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr(Path, "rename", refused)
-    with pytest.raises(DataError, match="No space left"):
-        pack(source, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(DataError, match=r"No space left .* make room and run the same command again"):
+            pack(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.part", "in"]
+    again = Counting()
+    pack(source, tmp_path / "out", None, None, again)
+    assert again.done == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_run_that_fails_before_its_first_shard_leaves_nothing(tmp_path: Path) -> None:
+    stopped(class_folders(tmp_path / "in"), tmp_path / "out", KILLED, pieces=0)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from PIL import Image
 
 from conftest import draw
 from pocketclip.data import sources, tables
+from pocketclip.data.columns import Columns
 from pocketclip.data.sources import OUTSIDE, Folder, Found, make_rows
-from pocketclip.data.tables import Columns, read_table
+from pocketclip.data.tables import Table
 from pocketclip.errors import DataError
 
 RED = draw("red", "bar", "left")
@@ -41,7 +43,7 @@ def read_folder(folder: Path, keys: tuple[str, ...] = ()) -> tuple[list[Found], 
 
 def table(path: Path, columns: Columns | None = None) -> tuple[dict[str, list[str]], Counter[str]]:
     dropped: Counter[str] = Counter()
-    found = list(read_table(path, columns or Columns(), dropped))
+    found = list(Table.look(path, columns or Columns()).found(dropped))
     assert len({one.key for one in found}) == len(found)
     return {one.name: list(one.captions) for one in found}, +dropped
 
@@ -296,7 +298,7 @@ def test_columns_and_the_folder_of_images_can_be_named(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write(tmp_path, {"images/a.png": RED, "t.csv": "path,caption,where,says,more\nno,no,a.png,one,two\n"})
     columns = Columns("where", ("says", "more"), images)
-    found = list(read_table(tmp_path / "t.csv", columns, Counter()))
+    found = list(Table.look(tmp_path / "t.csv", columns).found(Counter()))
     assert [(one.image, list(one.captions)) for one in found] == [(images / "a.png", ["one", "two"])]
     with pytest.raises(DataError, match="no column 'gone'"):
         table(tmp_path / "t.csv", Columns("gone"))
@@ -310,7 +312,7 @@ def test_lines_of_one_image_are_one_row_and_beyond_the_window_another(
     path = write(tmp_path, {"t.csv": "path,caption\na,1\nb,2\n./a,3\nc/../b,4\na,5\n"}) / "t.csv"
     assert table(path)[0] == {"a": ["1", "3", "5"], "b": ["2", "4"]}
     monkeypatch.setattr(tables, "MERGED_LINES", 2)
-    found = list(read_table(path, Columns(), Counter()))
+    found = list(Table.look(path, Columns()).found(Counter()))
     assert [(one.name, list(one.captions)) for one in found] == [
         ("a", ["1"]), ("b", ["2"]), ("a", ["3"]), ("b", ["4"]), ("a", ["5"]),
     ]  # fmt: skip
@@ -349,8 +351,8 @@ def test_hugging_face_captions_and_bytes(tmp_path: Path) -> None:
         {"image": IMAGE, "caption": {"feature": TEXT, "_type": "Sequence"}},
     )
     dropped: Counter[str] = Counter()
-    found = list(read_table(path, Columns(), dropped))
-    assert tables.count_rows(path) == 200
+    found = list(Table.look(path, Columns()).found(dropped))
+    assert Table.look(path, Columns()).total == 200
     assert dropped == {OUTSIDE: 1, "no path": 1}
     plain = pq.read_table(path).to_pylist()
     inside = [(row["image"]["bytes"], row["caption"]) for row in plain if row["image"] and row["image"]["bytes"]]
@@ -369,7 +371,7 @@ def test_class_numbers_get_their_names(tmp_path: Path) -> None:
         {"picture": ["a", "b", "c", "d"], "label": [1, 0, -1, 2]},
         {"label": label},
     )
-    found = list(read_table(path, Columns("picture"), Counter()))
+    found = list(Table.look(path, Columns("picture")).found(Counter()))
     assert [(list(one.captions), one.metadata) for one in found] == [
         (["tree frog"], {"group": "tree_frog"}), (["n01 tench"], {"group": "n01 tench"}), ([], {}), ([], {}),
     ]  # fmt: skip
@@ -407,3 +409,180 @@ def test_parquet_of_another_schema_or_damaged(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"t\.parquet: damaged"):
         table(path)
+
+
+@calm
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 45), st.integers(0, 45))
+def test_part_of_a_parquet_file_is_those_rows_of_the_whole(
+    tmp_path: Path, rows: int, group: int, start: int, stop: int
+) -> None:
+    path = tmp_path / "t.parquet"
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    images = [{"bytes": b"%d" % n if n % 5 else None, "path": f"{n % 2}.png"} for n in range(rows)]
+    columns = {"image": pa.array(images, kind), "caption": pa.array(list(map(str, range(rows))), pa.string())}
+    pq.write_table(pa.table(columns), path, row_group_size=group)
+    table = Table.look(path, Columns())
+    assert table.total == rows
+    assert sum(table.groups) == rows
+    part = replace(table, start=start, stop=stop)
+    found = list(part.found(Counter()))
+    wanted = list(range(start, min(stop, rows)))
+    assert [(one.name, one.image) for one in found if isinstance(one.image, bytes)] == [
+        (f"t.parquet row {n}", b"%d" % n) for n in wanted if n % 5
+    ]
+    paths = {one.name: list(one.captions) for one in found if isinstance(one.image, Path)}
+    merged: dict[str, list[str]] = {}
+    for n in wanted:
+        if n % 5 == 0:
+            merged.setdefault(f"{n % 2}.png", []).append(str(n))
+    assert paths == merged
+    assert {one.again for one in found if isinstance(one.image, Path)} <= {start}
+
+
+def test_groups_before_a_part_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    columns = {"image": [bytes(1000)] * 40, "caption": ["x"] * 40}
+    pq.write_table(pa.table(columns), path, row_group_size=10, compression="gzip", use_dictionary=False)
+    end = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    path.write_bytes(bytes(end) + path.read_bytes()[end:])
+    table = Table.look(path, Columns())
+    assert [one.name for one in replace(table, start=18, stop=22).found(Counter())] == [
+        f"t.parquet row {n}" for n in range(18, 22)
+    ]
+    with pytest.raises(DataError, match="damaged"):
+        list(replace(table, start=9, stop=22).found(Counter()))
+
+
+def test_parquet_of_paths_alone_is_told_from_parquet_with_images(tmp_path: Path) -> None:
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    path, row = tmp_path / "t.parquet", {"bytes": None, "path": "a.png"}
+
+    def written(values: Any, of: Any, **how: Any) -> Table:
+        images = pa.array(values, of)
+        pq.write_table(pa.table({"image": images, "caption": ["x"] * len(images)}), path, row_group_size=2, **how)
+        return Table.look(path, Columns())
+
+    assert written([row, None, row], kind).groups == ()
+    assert written(["a.png"] * 3, pa.string()).groups == ()
+    assert written(["a.png"] * 3, pa.dictionary(pa.int32(), pa.string())).groups == ()
+    assert written([{"path": "a.png"}] * 3, pa.struct({"path": pa.string()})).groups == ()
+    assert sum(written([], kind).groups) == 0
+    assert written([row, row, {"bytes": RED, "path": "a"}], kind).groups == (2, 1)
+    assert written([row] * 3, kind, write_statistics=False).groups == (2, 1), "nobody knows"
+    assert written([RED] * 3, pa.binary()).groups == (2, 1)
+    assert written([RED] * 3, pa.large_binary()).groups == (2, 1)
+    assert written([RED] * 3, pa.dictionary(pa.int32(), pa.binary())).groups == (2, 1)
+    captions = {one.name: list(one.captions) for one in written([row] * 5, kind).found(Counter())}
+    assert captions == {"a.png": ["x"] * 5}
+
+
+def test_a_table_knows_its_rows_when_it_has_given_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"t.csv": "path,caption\n" + "".join(f"{n % 7}.png,{n}\n" for n in range(20))})
+    for lines, total in ((20, 7), (19, None)):
+        monkeypatch.setattr(tables, "MERGED_LINES", lines)
+        known = Table.look(tmp_path / "t.csv", Columns())
+        assert known.total is None
+        found = known.found(Counter())
+        next(found)
+        assert known.total == total
+        list(found)
+        assert known.total == total
+
+
+# --- COCO
+
+
+def coco(path: Path, images: Any, annotations: Any, **more: Any) -> Path:
+    path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations, **more}))
+    return path
+
+
+def test_coco_s_annotations(tmp_path: Path) -> None:
+    images = [
+        {"id": 7, "file_name": "a.png", "width": 3}, {"id": 0, "file_name": "b/c"}, {"id": "x", "file_name": "d.png"},
+        {"id": 9, "file_name": "../e.png"}, {"id": 10, "file_name": "/f.png"}, {"id": 11}, {"file_name": "g.png"},
+        {"id": 7, "file_name": "h.png"}, 3, {"id": 12, "file_name": "./a.png"}, {"id": 13, "file_name": "i.png"},
+        {"id": 14, "file_name": 5}, {"id": 15, "file_name": ["j.png"]},
+    ]  # fmt: skip
+    said = [
+        (0, "zero"), (7, "seven"), (9, "no"), (7, "7"), ("x", "ex"), (12, "twelve"), (99, "nobody"), (None, "none"),
+        ([], "list"), (0, None), (0, 3), (0, ["l1", "l2"]), (0, {"raw": "r"}),
+    ]  # fmt: skip
+    annotations = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(said)]
+    path = coco(tmp_path / "captions.json", images, [*annotations, "x", {"caption": "alone"}])
+    found, dropped = table(path)
+    assert found == {"a.png": ["seven", "7", "twelve"], "b/c": ["zero", "l1", "l2", "r"], "d.png": ["ex"], "i.png": []}
+    assert dropped == {
+        "image without an id": 2, "id of another image": 1, "annotation of no image": 5, OUTSIDE: 2, "no path": 3,
+    }  # fmt: skip
+
+
+def test_keys_of_coco_s_lists_and_its_images_folder_can_be_named(tmp_path: Path) -> None:
+    write(tmp_path, {"images/a.png": RED})
+    path = coco(tmp_path / "c.json", [{"id": 1, "name": "a.png"}], [{"image_id": 1, "text": "t", "alt": "u"}])
+    found = list(Table.look(path, Columns("name", ("text", "alt"), tmp_path / "images")).found(Counter()))
+    assert [(one.image, list(one.captions)) for one in found] == [(tmp_path / "images/a.png", ["t", "u"])]
+    for columns, said in ((Columns(), "no image has 'file_name'"), (Columns("name"), "no annotation has 'caption'")):
+        with pytest.raises(DataError, match=said):
+            table(path, columns)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "raw", "x"]), inner, max_size=2),
+    max_leaves=4,
+)
+entries = st.lists(
+    junk
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "id": junk, "image_id": junk, "caption": junk,
+            "file_name": junk | st.sampled_from(["a", "../a", "/a", "b/a"]),
+        },
+    ),
+    max_size=6,
+)  # fmt: skip
+
+
+@calm
+@given(st.fixed_dictionaries({}, optional={"images": entries | junk, "annotations": entries | junk}) | junk)
+def test_any_json_is_rows_of_this_folder_or_counted_or_one_clear_error(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    dropped: Counter[str] = Counter()
+    try:
+        found = list(Table.look(path, Columns()).found(dropped))
+    except DataError as error:
+        assert str(path) in str(error)
+        return
+    assert all(isinstance(one.image, Path) and one.image.is_relative_to(tmp_path) for one in found)
+    assert all(isinstance(text, str) for one in found for text in one.captions)
+    assert len(found) + dropped.total() <= len(content["images"]) + len(content["annotations"])
+    assert list(make_rows(found, 0, dropped)) is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", 'is not of COCO\'s form, {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'),
+        (b'{"images": [], "annotations": {}}', "write other lists as JSON Lines"),
+        (b'{"images": [{"id": 1}], "annotations": []}', "no image has 'file_name'"),
+        (b'{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}', "give the file with captions"),
+        (b" " * 2_000, "has more than 1,000 bytes"),
+    ],
+)  # fmt: skip
+def test_json_of_no_use_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    monkeypatch.setattr(tables, "LARGEST_JSON", 1_000 if b" " * 1_000 in content else 1_000_000)
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        table(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)

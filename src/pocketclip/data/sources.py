@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,16 +59,19 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def make_rows(found: Iterable[Found], short_side: int, dropped: Counter[str]) -> Iterator[tuple[Found, Row | None]]:
-    """Read, check and shrink the images on all cores, in order; None and a reason in `dropped` for one of no use.
+def make_rows(
+    found: Iterable[Found], short_side: int, dropped: Counter[str], threads: int = WORKERS
+) -> Iterator[tuple[Found, Row | None]]:
+    """Read, check and shrink the images, in order; None and a reason in `dropped` for one of no use.
 
-    short_side: larger images are shrunk to this short side, pixels; 0 keeps all as they are.
+    short_side: larger images are shrunk to this short side, pixels; 0 keeps all as they are. threads: how many images
+    are decoded at a time, on all cores unless said; the rows are the same.
     """
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         ahead: deque[tuple[Found, Future[Row | str]]] = deque()
         for one in found:
             ahead.append((one, pool.submit(_row, one, short_side)))
-            if len(ahead) > 2 * WORKERS:
+            if len(ahead) > 2 * threads:
                 yield _finished(*ahead.popleft(), dropped)
         while ahead:
             yield _finished(*ahead.popleft(), dropped)
@@ -119,6 +122,15 @@ def _read(path: Path, most: int) -> bytes:
         raise BadImage(f"cannot be read: {error.strerror}") from None
 
 
+def state_of(path: Path | str) -> str:
+    """A file's size in bytes and the time of its last change, "" where there is none: another state, another file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 def inside(folder: Path, name: str) -> Path | None:
     """The file that `name` means in a resolved folder, links followed; None if it leads out of the folder."""
     try:
@@ -135,30 +147,38 @@ class Folder:
     Captions beside IMAGE.jpg: IMAGE.txt or IMAGE.caption, one a line, or IMAGE.json with "caption" or "captions".
     Class folders: CLASS/IMAGE.jpg; the name of the folder that holds the image is the caption, "_" and "-" as spaces.
     Names that begin with a dot are passed over; links to folders are counted and not followed.
-    total: image files. beside: how many of them have captions beside them.
+    total: image files. beside: how many of them have captions beside them. state: a hash of the names, sizes and times
+        of the images and their captions; another one where any of them has changed.
     """
 
     place: Path
     total: int
     beside: int
+    state: str
 
     @classmethod
     def look(cls, place: Path) -> "Folder":
         """Count a folder's images."""
         total = beside = 0
+        state = hashlib.sha256()
         for listed in _walk(place, Counter()):
-            for _, captions in listed.images():
+            for name, captions in listed.images():
                 total += 1
                 beside += bool(captions)
-        return cls(place, total, beside)
+                for file in (name, *captions):
+                    path = f"{listed.folder}{os.sep}{file}"
+                    state.update(f"{path}\0{state_of(path)}\0".encode(errors="surrogateescape"))
+        return cls(place, total, beside, state.hexdigest())
 
     def found(self, dropped: Counter[str], caption_keys: Sequence[str] = ()) -> Iterator[Found]:
         """Its images in the order of their names, folder by folder."""
         root = Path(os.path.realpath(self.place))
         for listed in _walk(root, dropped):
+            below = "" if listed.folder == root else f"{listed.folder.relative_to(root).as_posix()}/"
             for name, captions in listed.images():
-                path, relative = listed.folder / name, (listed.folder / name).relative_to(root).as_posix()
-                if any(inside(root, str(listed.folder / one)) is None for one in (name, *captions)):
+                path, relative = listed.folder / name, below + name
+                links = [one for one in (name, *captions) if one in listed.links]  # nothing else can lead outside
+                if any(inside(root, str(listed.folder / one)) is None for one in links):
                     dropped[OUTSIDE] += 1
                 elif self.beside:
                     try:
@@ -176,10 +196,11 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """One folder's files, by name."""
+    """One folder's files, by name. links: those of them that are links to elsewhere."""
 
     folder: Path
     names: Sequence[str]
+    links: Set[str]
 
     def images(self) -> Iterator[tuple[str, list[str]]]:
         """Each image's name with the names of its caption files."""
@@ -207,7 +228,7 @@ def _walk(root: Path, dropped: Counter[str]) -> Iterator[_Listed]:
             raise DataError(f"{folder}: cannot be read: {error.strerror}; make it readable, or move it away") from None
         files = [entry.name for entry in listed if not _is_folder(entry)]
         _count_others(files, dropped)
-        yield _Listed(folder, files)
+        yield _Listed(folder, files, {entry.name for entry in listed if entry.is_symlink()})
         dropped["link to a folder"] += sum(entry.is_symlink() for entry in folders)
         waiting += [folder / entry.name for entry in reversed(folders) if not entry.is_symlink()]
 

@@ -1,4 +1,4 @@
-"""Tables with an image and captions in each line -> rows: CSV, TSV, JSON Lines, and Parquet as Hugging Face writes it.
+"""Tables with an image and captions in each line -> rows: CSV, TSV, JSON Lines, COCO's annotations; also `parquet`.
 
 The image is a path, or in Parquet the file's bytes. Text is UTF-8. A bad line costs that line, and is counted.
 """
@@ -8,102 +8,105 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from pocketclip.data.outcomes import arrow
+from pocketclip.data.columns import Columns, Line, choose
+from pocketclip.data.parquet import look_into, parquet_lines
 from pocketclip.data.sources import OUTSIDE, Found, inside, texts_in
 from pocketclip.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
-IMAGE_COLUMNS = (
-    "path", "image_path", "filepath", "file_path", "file_name", "filename", "image_name", "file", "image", "img",
-)  # fmt: skip
-CAPTION_COLUMNS = ("captions", "caption", "text", "texts", "title", "description", "alt_text", "sentences", "comment")
-CLASS_COLUMNS = ("label", "class", "class_name", "category", "fine_label")  # where no caption column is
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 DELIMITERS = {".tsv": "\t"}  # of all else: the first of these that makes the header's names known ones
 LONGEST_FIELD = 1 << 17  # characters
 USUAL_DELIMITERS = ",;\t|"
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no line of captions
 MERGED_LINES, MERGED_CHARACTERS = 1_000_000, 100_000_000  # held in memory to find lines of the same image
-PARQUET_ROWS = 64  # read at a time, images and all
+LARGEST_JSON = 1 << 29  # bytes, five times COCO's captions; held in memory whole, and there it is larger still
 SPLIT = re.compile(r"(train|test|validation)-\d+-of-\d+\.parquet")  # as Hugging Face names the parts of a data set
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns hold what; empty: by their usual names. folder: where paths begin, None for the table's own."""
-
-    image: str = ""
-    captions: tuple[str, ...] = ()
-    folder: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    image: bytes | str
-    captions: list[str]
-    metadata: Mapping[str, Any]
-
-
-def read_table(path: Path, columns: Columns, dropped: Counter[str]) -> Iterator[Found]:
-    """A table's images.
+@dataclass(slots=True)
+class Table:
+    """A table's images, or those in some rows of a Parquet file.
 
     Lines that name the same file, as in COCO, Flickr and their kin, become one row with all the captions in their
     order, if they lie within one million lines (or 100 million characters of captions) of the table, wherever among
     them. In a larger table the same file can come again, once in each further million: as a row of its own, in the same
     split. Images that lie in the table as bytes are a row each.
-    Raises DataError if the table cannot be read or has no column of images or of captions.
+
+    total: rows, at most; None while it is not known: text is read a million lines ahead, and the rows of a table that
+        has no more of them are known from the first one on.
+    groups: of Parquet with images inside, the rows of each of its groups, which can be read on their own; paths among
+        such images are merged within what is read together. Empty for all other tables.
+    start, stop: which rows of a Parquet file are meant, if not all.
     """
-    named = SPLIT.fullmatch(path.name)
-    split = named[1] if named else ""
-    root = Path(os.path.realpath(columns.folder or path.parent))
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; the images' paths begin there")
-    held: dict[str, _Line] = {}
-    window = lines = characters = 0
-    for number, line in enumerate(_lines_of(path, columns, dropped)):
-        if isinstance(line.image, bytes):
-            yield Found(f"{path.name} row {number}", line.image, line.captions, line.metadata, split=split)
-            continue
-        file = inside(root, line.image)
-        if file is None:
-            dropped["no path" if not line.image else OUTSIDE] += 1
-            continue
-        name = file.relative_to(root).as_posix()
-        if lines >= MERGED_LINES or characters >= MERGED_CHARACTERS:
-            yield from _held(held, root, window, split)
-            held, window, lines, characters = {}, window + 1, 0, 0
-        held.setdefault(name, _Line(name, [], line.metadata)).captions.extend(line.captions)
-        lines, characters = lines + 1, characters + len(name) + sum(map(len, line.captions))
-    yield from _held(held, root, window, split)
+
+    path: Path
+    columns: Columns
+    total: int | None = None
+    groups: tuple[int, ...] = ()
+    start: int = 0
+    stop: int | None = None
+
+    @classmethod
+    def look(cls, path: Path, columns: Columns) -> "Table":
+        """What is known of a table before it is read.
+
+        Raises DataError if Parquet cannot be read or has no column of images or captions, and where paths would begin
+        in no folder.
+        """
+        root = Path(os.path.realpath(columns.folder or path.parent))
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder; the images' paths begin there")
+        table = cls(path.absolute(), replace(columns, folder=root))
+        if path.suffix.lower() == ".parquet":
+            table.total, table.groups = look_into(table.path, columns)
+        return table
+
+    def found(self, dropped: Counter[str]) -> Iterator[Found]:
+        """The images; raises DataError if the table cannot be read or has no column of images or of captions."""
+        named = SPLIT.fullmatch(self.path.name)
+        split = named[1] if named else ""
+        root = self.columns.folder or self.path.parent
+        held: dict[str, Line] = {}
+        window, lines, characters = self.start, 0, 0
+        for number, line in enumerate(self._lines(dropped), self.start):
+            if isinstance(line.image, bytes):
+                yield Found(f"{self.path.name} row {number}", line.image, line.captions, line.metadata, split=split)
+                continue
+            file = inside(root, line.image)
+            if file is None:
+                dropped["no path" if not line.image else OUTSIDE] += 1
+                continue
+            name = file.relative_to(root).as_posix()
+            if lines >= MERGED_LINES or characters >= MERGED_CHARACTERS:
+                yield from _held(held, root, window, split)
+                held, window, lines, characters = {}, window + 1, 0, 0
+            held.setdefault(name, Line(name, [], line.metadata)).captions.extend(line.captions)
+            lines, characters = lines + 1, characters + len(name) + sum(map(len, line.captions))
+        if not self.groups and not window:
+            self.total = len(held)
+        yield from _held(held, root, window, split)
+
+    def _lines(self, dropped: Counter[str]) -> Iterator[Line]:
+        suffix = self.path.suffix.lower()
+        if suffix == ".parquet":
+            yield from parquet_lines(self.path, self.columns, self.start, self.stop)
+            return
+        reader = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _coco}.get(suffix, _delimited)
+        try:
+            with self.path.open("rb") as file:
+                yield from reader(self.path, file, self.columns, dropped)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
 
 
-def _held(held: dict[str, _Line], root: Path, window: int, split: str) -> Iterator[Found]:
+def _held(held: dict[str, Line], root: Path, window: int, split: str) -> Iterator[Found]:
     for name, line in held.items():
         yield Found(name, root / name, line.captions, line.metadata, window, split)
-
-
-def count_rows(path: Path) -> int | None:
-    """How many lines a table has, None where that is not known beforehand."""
-    if path.suffix.lower() != ".parquet":
-        return None
-    with _open_parquet(path) as file:
-        return int(file.metadata.num_rows)
-
-
-def _lines_of(path: Path, columns: Columns, dropped: Counter[str]) -> Iterator[_Line]:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        yield from _parquet(path, columns)
-        return
-    try:
-        with path.open("rb") as file:
-            yield from (_json_lines if suffix in (".jsonl", ".ndjson") else _delimited)(path, file, columns, dropped)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _text_lines(path: Path, file: BinaryIO, dropped: Counter[str]) -> Iterator[str]:
@@ -131,13 +134,13 @@ def _text_lines(path: Path, file: BinaryIO, dropped: Counter[str]) -> Iterator[s
                 dropped["line is not UTF-8"] += 1
 
 
-def _delimited(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[str]) -> Iterator[_Line]:
+def _delimited(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[str]) -> Iterator[Line]:
     lines = _text_lines(path, file, dropped)
     header = next(lines, None)
     if header is None:
         raise DataError(f"{path}: has no line of text in UTF-8 ({_counted(dropped)}); save it as UTF-8")
     delimiter, names = _header(path, header, columns)
-    image, captions = _choose(path, names, columns)
+    image, captions = choose(path, names, columns)
     # Strict, as else a quote that is never closed takes the lines after it into its own field, and nobody learns of it.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     before = 0
@@ -152,7 +155,7 @@ def _delimited(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[st
                 return
             if len(values) == len(names):
                 cells = dict(zip(names, values, strict=True))
-                yield _Line(cells[image].strip(), [t for name in captions for t in texts_in(cells[name])], {})
+                yield Line(cells[image].strip(), [t for name in captions for t in texts_in(cells[name])], {})
             elif values:
                 dropped["wrong number of fields"] += reader.line_num - before
         before = reader.line_num
@@ -171,14 +174,14 @@ def _header(path: Path, line: str, columns: Columns) -> tuple[str, list[str]]:
         split.append((delimiter, names))
     for delimiter, names in split:
         try:
-            _choose(path, names, columns)
+            choose(path, names, columns)
         except DataError:
             continue
         return delimiter, names
     return max(split, key=lambda one: len(one[1]))
 
 
-def _json_lines(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[str]) -> Iterator[_Line]:
+def _json_lines(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[str]) -> Iterator[Line]:
     for line in _text_lines(path, file, dropped):
         if not line.strip():
             continue
@@ -191,105 +194,54 @@ def _json_lines(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[s
             dropped["line is not a JSON object"] += 1
             continue
         try:
-            image, captions = _choose(path, list(cells), columns)
+            image, captions = choose(path, list(cells), columns)
         except DataError:
             dropped["line without a known column of paths or of captions"] += 1
         else:
             named = cells[image] if isinstance(cells[image], str) else ""
-            yield _Line(named, [text for name in captions for text in texts_in(cells[name])], {})
+            yield Line(named, [text for name in captions for text in texts_in(cells[name])], {})
 
 
-def _parquet(path: Path, columns: Columns) -> Iterator[_Line]:
-    """Parquet with paths, or with the images as Hugging Face's `datasets` keeps them: {bytes, path}."""
-    pa, _ = arrow()
-    with _open_parquet(path) as file:
-        schema = file.schema_arrow
-        features = _features(schema)
-        if not columns.image:
-            images = [name for name, kind in features.items() if kind.get("_type") == "Image" and name in schema.names]
-            columns = Columns(images[0] if images else "", columns.captions, columns.folder)
-        image, captions = _choose(path, schema.names, columns)
-        _check_image(path, schema, image)
-        classes = {name: features.get(name, {}).get("names") for name in captions}
-        wanted = list(dict.fromkeys([image, *captions]))
-        try:
-            for batch in file.iter_batches(PARQUET_ROWS, columns=wanted):
-                for cells in batch.to_pylist():
-                    yield _parquet_line(cells, image, captions, classes)
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: damaged ({_first_line(error)}); fetch or write it again") from None
-
-
-def _parquet_line(cells: Mapping[str, Any], image: str, captions: Sequence[str], classes: Mapping[str, Any]) -> _Line:
-    found: list[str] = []
-    metadata = {}
-    for name in captions:
-        cell, names = cells[name], classes[name]
-        if isinstance(cell, int) and isinstance(names, list) and 0 <= cell < len(names):
-            cell = metadata["group"] = str(names[cell])
-            cell = cell.replace("_", " ")
-        found += texts_in(cell)
-    picture = cells[image]
-    if isinstance(picture, dict):
-        picture = picture.get("bytes") or picture.get("path")
-    return _Line(picture or "", found, metadata)
-
-
-def _open_parquet(path: Path) -> Any:
-    pa, pq = arrow()
+def _coco(path: Path, file: BinaryIO, columns: Columns, dropped: Counter[str]) -> Iterator[Line]:
+    """COCO's annotations: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}."""
+    text = file.read(LARGEST_JSON + 1)
+    if len(text) > LARGEST_JSON:
+        raise DataError(f"{path}: has more than {LARGEST_JSON:,} bytes, too many for one JSON; write it as JSON Lines")
     try:
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # or whole row groups are held
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: damaged, or not a Parquet file ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What Hugging Face's `datasets` notes of the columns, {} without."""
-    try:
-        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: kind for name, kind in found.items() if isinstance(kind, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def _check_image(path: Path, schema: Any, column: str) -> None:
-    """Raise DataError if a column cannot hold images."""
-    pa, _ = arrow()
-    kind = schema.field(column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    parts = {part.name: part.type for part in kind} if pa.types.is_struct(kind) else {"path": kind}
-    holds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    known = [part for name, part in parts.items() if name in ("bytes", "path")]
-    if not known or not all(any(check(part) for check in holds) for part in known):
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: is not JSON; fetch or write it again") from None
+    images, annotations = (found.get(name) if isinstance(found, dict) else None for name in ("images", "annotations"))
+    if not isinstance(images, list) or not isinstance(annotations, list):
         raise DataError(
-            f"{path}: column {column!r} is {kind}; images are paths, bytes, or a struct of bytes and path. "
-            "Name another image column"
+            f'{path}: is not of COCO\'s form, {{"images": [{{"id", "file_name"}}], "annotations": [{{"image_id", '
+            '"caption"}]}; write other lists as JSON Lines (.jsonl)'
         )
+    name, captions = columns.image or "file_name", columns.captions or ("caption",)
+    lines: dict[int | str | None, Line] = {}
+    for image in images:
+        number = _coco_id(image, "id")
+        if number is None or number in lines:
+            dropped["image without an id" if number is None else "id of another image"] += 1
+        else:
+            lines[number] = Line(image[name] if isinstance(image.get(name), str) else "", [], {})
+    for annotation in annotations:
+        line = lines.get(_coco_id(annotation, "image_id"))
+        if line is None:
+            dropped["annotation of no image"] += 1
+        else:
+            line.captions.extend(text for column in captions for text in texts_in(annotation.get(column)))
+    if lines and not any(line.image for line in lines.values()):
+        raise DataError(f"{path}: no image has {name!r}; name the image column, a key in the list of images")
+    if lines and not any(line.captions for line in lines.values()):
+        raise DataError(f"{path}: no annotation has {captions[0]!r}; give the file with captions, or name their column")
+    yield from lines.values()
 
 
-def _choose(path: Path, names: Sequence[str], columns: Columns) -> tuple[str, list[str]]:
-    """The column of images and those of captions, as asked for or by their usual names; raises DataError."""
-    shown = ", ".join(repr(name[:40]) for name in names[:20]) or "none"
-    known = {name.strip().casefold(): name for name in reversed(names)}
-    missing = [name for name in (columns.image, *columns.captions) if name and name not in names]
-    if missing:
-        raise DataError(f"{path}: has no column {missing[0]!r}; its columns are {shown}")
-    image = columns.image or next((known[name] for name in IMAGE_COLUMNS if name in known), "")
-    if not image:
-        raise DataError(f"{path}: has no image column of a known name; its columns are {shown}: name the image column")
-    captions = list(columns.captions) or [
-        known[name] for name in CAPTION_COLUMNS if name in known and known[name] != image
-    ]
-    captions = captions or [known[name] for name in CLASS_COLUMNS if name in known][:1]
-    if not captions:
-        raise DataError(
-            f"{path}: has no caption column of a known name; its columns are {shown}: name the caption columns"
-        )
-    return image, captions
+def _coco_id(entry: object, name: str) -> int | str | None:
+    """An image's number in an entry, None if it has none."""
+    number = entry.get(name) if isinstance(entry, dict) else None
+    return number if isinstance(number, int | str) else None
 
 
 def _counted(dropped: Counter[str]) -> str:
