@@ -142,8 +142,8 @@ def test_small_sources_are_cut_finely_and_no_shard_is_too_large(total: int | Non
     else:
         assert number * rows >= total
         assert rows == most or number <= max(64, -(-total // most))
-        assert number == 1 or rows >= min(128, most) or -(-total // most) == number
-        assert total < 128 * 64 or number >= 64
+        assert number == 1 or rows >= min(cutting.FEWEST_ROWS, most) or -(-total // most) == number
+        assert total < cutting.FEWEST_ROWS * 64 or number >= 64
 
 
 @given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=6), max_size=5), st.integers(1, 25))

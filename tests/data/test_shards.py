@@ -1,3 +1,4 @@
+import io
 import json
 import pickle
 import random
@@ -242,3 +243,30 @@ def test_tars_named_by_a_number_alone_are_the_split_train(tmp_path: Path) -> Non
     train = Split(tmp_path, "train")
     assert [shard.path.name for shard in train.shards] == ["00000.tar", "00001.tar"]
     assert train.captions(1) == ["a bar"]
+
+
+RED, BLUE = draw("red", "bar", "left"), draw("blue", "pole", "left")
+
+
+@pytest.mark.parametrize(
+    ("members", "rows", "dropped"),
+    [
+        ("a.png=R a.txt=1 a.png=B a.txt=2", [(RED, ["1"])], 1),
+        ("a.png=R a.txt=1 b.png=B b.txt=2 a.png=B a.txt=3", [(RED, ["1"]), (BLUE, ["2"])], 1),
+        ("a.png=R a.txt=1 b.png=B b.txt=2 a.json={} a.png=B", [(RED, ["1"]), (BLUE, ["2"])], 1),
+        ("a.png=R b.png=B a.txt=1 b.txt=2", [(RED, ["1"]), (BLUE, ["2"])], 0),
+        ("a.png=R a.txt=1 a.PNG=B a.txt=2 a.png=B a.txt=3", [(RED, ["1"])], 2),
+    ],
+)
+def test_a_key_that_comes_again_is_another_row_and_counted(
+    tmp_path: Path, members: str, rows: list[tuple[bytes, list[str]]], dropped: int
+) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, text in (one.split("=") for one in members.split()):
+            content = {"R": RED, "B": BLUE}.get(text, text.encode())
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    split = Split(tmp_path, "train")
+    assert [(split.image(row), split.captions(row)) for row in range(len(split))] == rows
+    assert split.dropped == ({"key that another row has": dropped} if dropped else {})

@@ -26,7 +26,7 @@ from pocketclip.files import whole_file
 
 SHARDS = "shards"
 PATIENCE = 30  # seconds for a worker of a killed run to end
-PIECES, FEWEST_ROWS = 64, 128  # a source that fills fewer shards is cut so finely, for as many processes to share it
+PIECES, FEWEST_ROWS = 64, 512  # a source that fills fewer shards is cut so finely, for as many processes to share it
 
 
 @dataclass(frozen=True, slots=True)

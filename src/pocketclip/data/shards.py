@@ -71,11 +71,12 @@ def add_row(tar: tarfile.TarFile, row: Row) -> None:
 def write_index(path: Path) -> None:
     """Scan a tar and write its index beside it.
 
-    Rows without an image or without any caption file are left out and counted by reason in the index.
+    Rows without an image, without any caption file, or with a key that an earlier row has are left out and counted by
+    reason in the index.
     Raises DataError if the tar ends early or is no tar.
     """
-    members, size = _members(path), path.stat().st_size
     dropped: Counter[str] = Counter()
+    members, size = _members(path, dropped), path.stat().st_size
     keys, spans = [], []
     for key, files in members.items():
         image = next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
@@ -97,24 +98,39 @@ def write_index(path: Path) -> None:
         )
 
 
-def _members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+def _members(path: Path, dropped: Counter[str]) -> dict[str, dict[str, tuple[int, int]]]:
     """KEY -> extension -> (start, length) of a tar's files; raises DataError if it is damaged or ends early."""
     members: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.rpartition(".")
-                if not member.isreg() or not key:
-                    continue
-                if not 0 <= member.size <= size - member.offset_data:
-                    raise DataError(f"{path}: ends inside {member.name}; the file is truncated, fetch or pack it again")
-                members[key][extension.lower()] = (member.offset_data, member.size)
+            for key, files in _together(path, tar, size):
+                if members[key].keys() & files.keys():  # not more files of one row, but another row
+                    dropped["key that another row has"] += 1
+                else:
+                    members[key].update(files)
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a whole tar file ({error}); fetch or pack it again") from None
     _check_end(path, end)
     return members
+
+
+def _together(path: Path, tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Files of one key that lie one behind the other, each extension once: a row, or a part of one."""
+    last, files = "", dict[str, tuple[int, int]]()
+    for member in tar:
+        key, _, extension = member.name.rpartition(".")
+        if not member.isreg() or not key:
+            continue
+        if not 0 <= member.size <= size - member.offset_data:
+            raise DataError(f"{path}: ends inside {member.name}; the file is truncated, fetch or pack it again")
+        if files and (key != last or extension.lower() in files):
+            yield last, files
+            files = {}
+        last, files[extension.lower()] = key, (member.offset_data, member.size)
+    if files:
+        yield last, files
 
 
 def _check_end(path: Path, end: int) -> None:
