@@ -270,3 +270,16 @@ def test_a_key_that_comes_again_is_another_row_and_counted(
     split = Split(tmp_path, "train")
     assert [(split.image(row), split.captions(row)) for row in range(len(split))] == rows
     assert split.dropped == ({"key that another row has": dropped} if dropped else {})
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/a", "x/../../a", "..\\a", "C:\\a", "\\\\host\\a"])
+def test_names_that_lead_out_of_the_folder_are_counted(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for key, image in ((name, RED), ("folder/..a..b", BLUE)):
+            for extension, content in (("png", image), ("txt", b"a bar")):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    split = Split(tmp_path, "train")
+    assert [split.image(row) for row in range(len(split))] == [BLUE]
+    assert split.dropped == {"name that leads out of the folder": 1}

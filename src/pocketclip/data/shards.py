@@ -71,8 +71,8 @@ def add_row(tar: tarfile.TarFile, row: Row) -> None:
 def write_index(path: Path) -> None:
     """Scan a tar and write its index beside it.
 
-    Rows without an image, without any caption file, or with a key that an earlier row has are left out and counted by
-    reason in the index.
+    Rows without an image, without any caption file, with a key that an earlier row has, or with one that leads out of
+    the folder where somebody unpacks the tar are left out and counted by reason in the index.
     Raises DataError if the tar ends early or is no tar.
     """
     dropped: Counter[str] = Counter()
@@ -105,7 +105,9 @@ def _members(path: Path, dropped: Counter[str]) -> dict[str, dict[str, tuple[int
     try:
         with tarfile.open(path, "r:") as tar:
             for key, files in _together(path, tar, size):
-                if members[key].keys() & files.keys():  # not more files of one row, but another row
+                if not stays_inside(key):
+                    dropped["name that leads out of the folder"] += 1
+                elif members[key].keys() & files.keys():  # not more files of one row, but another row
                     dropped["key that another row has"] += 1
                 else:
                     members[key].update(files)
@@ -131,6 +133,11 @@ def _together(path: Path, tar: tarfile.TarFile, size: int) -> Iterator[tuple[str
         last, files[extension.lower()] = key, (member.offset_data, member.size)
     if files:
         yield last, files
+
+
+def stays_inside(key: str) -> bool:
+    """Whether a file of that name, unpacked anywhere, lies below the folder where it was unpacked."""
+    return not key.startswith(("/", "\\")) and ":" not in key[:2] and ".." not in re.split(r"[/\\]", key)
 
 
 def _check_end(path: Path, end: int) -> None:
