@@ -114,3 +114,80 @@ def test_ray_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'pocketclip\[ray\]'"), open_engine("ray"):
         pass
+
+
+# As much of Ray as the engine uses, in one process. test_ray.py has the engine on real clusters.
+FAKE_RAY = """
+import os, socket
+from types import SimpleNamespace
+class exceptions:
+    class RayError(Exception): ...
+    class RayTaskError(RayError): ...
+listening = socket.create_server(("127.0.0.1", 0))
+def init(address, **_):
+    if address != "local":
+        raise ConnectionError("Failed to connect\\nto it")
+def get_runtime_context():
+    return SimpleNamespace(get_node_id=lambda: "here", gcs_address="127.0.0.1:%d" % listening.getsockname()[1])
+def remote(**_):
+    return lambda function: SimpleNamespace(remote=lambda packed: [function, packed])
+def wait(references, num_returns=1, timeout=None):
+    return references, []
+def get(reference):
+    print("noise")
+    return reference[0](reference[1])
+def cancel(reference): ...
+def cluster_resources():
+    return {"CPU": 2.0}
+def shutdown(): ...
+"""
+
+
+@pytest.fixture
+def fake_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray.py").write_text(FAKE_RAY)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("fake_ray")
+def test_ray_s_results_come_in_order_and_its_noise_does_not(capfd: pytest.CaptureFixture[str]) -> None:
+    made: list[int] = []
+
+    def pieces():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    with open_engine("ray", 3) as engine:
+        results = engine.map(square, pieces())
+        assert next(results) == 0
+        assert len(made) == 4, "two for each of its processors"
+        assert list(results) == [n * n for n in range(1, 100)]
+        with pytest.raises(CollectError) as caught:
+            list(engine.map(fail, range(3)))
+        assert str(caught.value) == "piece 0: is bad"
+        assert list(engine.map(square, range(3))) == [0, 1, 4]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("fake_ray")
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ray_that_ends_its_process_is_an_error_of_ours() -> None:
+    with pytest.raises(EngineError, match="Ray cluster was lost"), open_engine("ray") as engine:
+        list(engine.map(die, range(3)))
+
+
+@pytest.mark.usefixtures("fake_ray")
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", r"127\.0\.0\.1:1: cannot be reached"),
+        ("nowhere", "nowhere: not an address"),
+        ("ray://127.0.0.1:10001", "not an address"),
+        ("127.0.0.1:port", "not an address"),
+        ("auto", r"auto: cannot be used; .*\(Failed to connect to it\)"),
+    ],
+)
+def test_an_address_without_a_ray_cluster_is_named(address: str, message: str) -> None:
+    with pytest.raises(EngineError, match=message), open_engine("ray", None, address):
+        pass

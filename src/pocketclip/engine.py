@@ -102,8 +102,9 @@ class RayEngine:
             while waiting:
                 yield self._result(waiting.popleft())
         finally:
-            with suppress(RuntimeError):  # the driver is gone already
-                self._driver.submit(_in_driver, "forget", list(waiting))
+            if waiting:
+                with suppress(RuntimeError):  # the driver is gone already
+                    self._driver.submit(_in_driver, "forget", list(waiting))
 
     def _result(self, number: int) -> Any:
         done, packed = self.ask("result", number)

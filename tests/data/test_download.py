@@ -13,12 +13,20 @@ from collections import Counter
 
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pocketclip.data import download
-from pocketclip.data.download import DEAD_AFTER, Downloader, host_of, is_public, literal_address, opted_out
+from pocketclip.data.download import (
+    DEAD_AFTER,
+    Downloader,
+    host_of,
+    is_public,
+    literal_address,
+    opted_out,
+    retry_after,
+)
 from pocketclip.recipe.schema import FetchSettings
 
 
@@ -172,6 +180,7 @@ def host():
         "error": gives(b"", status=500),
         "busy": gives(b"", status=429),
         "later": gives(b"", status=429, Retry_After="3600"),
+        "tomorrow": gives(b"", status=503, Retry_After="Wed, 01 Jan 2125 00:00:00 GMT"),
         "slow": slow,
         "endless": endless,
         "broken": broken,
@@ -200,6 +209,7 @@ TRUTH = {
     "error": ("HTTP 500", 500, 2),
     "busy": ("HTTP 429", 429, 2),
     "later": ("HTTP 429", 429, 1),
+    "tomorrow": ("HTTP 503", 503, 1),
     "slow": ("timed out", None, 2),
     "drip": ("timed out", None, 2),
     "endless": ("more than 2000 bytes", 200, 1),
@@ -227,7 +237,7 @@ def test_each_failure_has_its_reason_and_its_number_of_requests(host, path):
     assert (found.reason, found.status, found.attempts) == TRUTH[path]
     expected = {"loop": 6, "silent": 4}  # the second: aiohttp asks once more where a connection ends without an answer
     assert host.asked[f"/{path}"] - before == expected.get(path, found.attempts)
-    assert found.may_pass == (found.reason in ("timed out", "connection broken", "HTTP 500", "HTTP 429"))
+    assert found.may_pass == (found.reason in ("timed out", "connection broken", "HTTP 500", "HTTP 503", "HTTP 429"))
     assert bool(came) == (not found.reason)
     if came:
         assert found.size == len(came[0])
@@ -258,6 +268,34 @@ def test_an_unforeseen_exception_is_a_reason_and_no_crash(host, monkeypatch):
     monkeypatch.setattr(Downloader, "_read", read)
     [[found], _] = get(f"{host.url}/good")
     assert (found.reason, found.attempts) == ("unexpected LookupError", 1)
+
+
+DATE = "Tue, 24 Nov 2026 12:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("header", "date", "seconds"),
+    [
+        ("", "", 0), ("7", "", 7), (" 7 ", "", 7), ("0", DATE, 0), ("soon", DATE, 0), ("-5", DATE, 0), ("1.5", DATE, 0),
+        ("Tue, 24 Nov 2026 12:00:25 GMT", DATE, 25), ("Tuesday, 24-Nov-26 12:01:00 GMT", DATE, 60),
+        ("Tue Nov 24 12:00:01 2026", DATE, 1), ("Tue, 24 Nov 2026 11:00:00 GMT", DATE, 0), (DATE, DATE, 0),
+        ("Tue, 99 Nov 2026 12:00:25 GMT", DATE, 0),
+    ],
+)  # fmt: skip
+def test_retry_after_in_seconds_or_as_a_date(header, date, seconds):
+    assert retry_after(header, date) == seconds
+
+
+def test_without_the_servers_clock_ours_counts(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1795521600.0)  # 24 Nov 2026, 12:00 GMT
+    for date in ("", "now", "Tue, 99 Nov 2026"):
+        assert retry_after("Tue, 24 Nov 2026 12:00:25 GMT", date) == 25
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+@example("Fri, 31 Dec 9999 23:59:59 -2300", "Mon, 01 Jan 0001 00:00:00 +2300")
+def test_any_text_asks_for_some_seconds(header, date):
+    assert retry_after(header, date) >= 0
 
 
 def test_retry_after_is_waited_for_by_all_rows_of_the_host():

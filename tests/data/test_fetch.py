@@ -30,6 +30,7 @@ from pocketclip.data.shards import Split, read_manifest
 from pocketclip.data.spool import Spool
 from pocketclip.engine import open_engine
 from pocketclip.errors import DataError
+from pocketclip.progress import WorkProgress
 
 
 class Here:
@@ -399,6 +400,25 @@ def test_a_slow_host_holds_up_no_other_and_limits_are_kept(tmp_path, console):
         server.most.clear()
         run(rows, tmp_path / "fewer", console, connections=2, connections_per_host=30, retries=0)
         assert server.most["all"] == 2
+
+
+def test_progress_moves_with_the_rows_of_a_shard(tmp_path, console, monkeypatch):
+    monkeypatch.setattr("pocketclip.data.spool.SAID_EVERY", 0)
+    monkeypatch.setattr("pocketclip.data.spool.LOOK_EVERY", 0.005)
+    moves = []
+    advance = WorkProgress.advance
+    monkeypatch.setattr(WorkProgress, "advance", lambda *values: (moves.append(values[1]), advance(*values)))
+
+    async def lag(_):
+        await asyncio.sleep(0.02)
+        return web.Response(body=picture())
+
+    with Host({"lag": lag}) as server:
+        rows = table(tmp_path / "rows.parquet", [f"{server.url}/lag/{n}" for n in range(20)] + ["nothing"])
+        run(rows, tmp_path / "data", console, connections=2)
+    assert sum(moves) == 21
+    assert min(moves) == 0 < max(moves) < 21, "all at once, at the end"
+    assert not litter(tmp_path / "data")
 
 
 def test_a_host_behind_redirects_has_its_limit_too(tmp_path, console):

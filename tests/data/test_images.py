@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pocketclip.data.images import BadImage, decode, normalise, open_image, to_square
+from pocketclip.data.images import BadImage, decode, normalise, open_image, shrink, to_square
 from pocketclip.recipe.schema import ImageSettings
 
 
@@ -38,6 +38,64 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         open_image(bomb)
     with pytest.raises(BadImage, match="more than 50000000 pixels"):  # between our limit and where Pillow warns, too
         open_image(png_bomb(8_000))
+
+
+@pytest.mark.parametrize(("side", "most"), [(30_000, 1_000_000), (10_000, 99_999_999), (10_000, 1), (50, 2499)])
+def test_the_limit_that_was_set_is_the_one_that_is_named(side: int, most: int) -> None:
+    with pytest.raises(BadImage, match=f"more than {most} pixels"):
+        open_image(png_bomb(side), most_pixels=most)
+
+
+def test_a_limit_above_pillows_warning_is_kept_and_above_its_error_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # it warns above, and refuses above twice as many
+    assert open_image(png_bomb(40), most_pixels=5000).size == (40, 40)
+    with pytest.raises(BadImage, match="more than 2000 pixels"):
+        open_image(png_bomb(50), most_pixels=5000)
+
+
+def plainly(data: bytes, at_least: int) -> Image.Image:
+    """The definition: turned, laid on white, RGB, each a new image."""
+    with Image.open(io.BytesIO(data)) as image:
+        if at_least and image.format == "JPEG":
+            image.draft(image.mode, (at_least, at_least))
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode == "I;16":
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "L"),
+     ("PNG", "1"), ("PNG", "P"), ("PNG", "I;16"), ("WEBP", "RGB"), ("WEBP", "RGBA")],
+)  # fmt: skip
+def test_pixels_are_those_of_the_plain_way(kind: str, mode: str, turned: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 140, 4), dtype=np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(noise.view(np.uint16)[..., 0])
+    else:
+        picture = Image.fromarray(noise).resize((140, 90), Image.Resampling.BICUBIC, (0, 0, 35, 22))
+        picture = picture.convert("RGB").convert(mode) if mode in ("P", "1", "CMYK") else picture.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    data = encoded(picture, kind, exif=exif)
+    for at_least in (0, 20):
+        expected = plainly(data, at_least)
+        found = open_image(data, at_least)
+        assert (found.mode, found.size) == ("RGB", expected.size)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    small, extension = shrink(data, 20, 90)
+    resized = plainly(data, 20)
+    scale = 20 / min(resized.size)
+    wanted = [max(20, round(side * scale)) for side in resized.size]
+    assert (small, extension) == (
+        encoded(resized.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=2.0), "JPEG", quality=90),
+        "jpg",
+    )
+    assert shrink(data, 90, 90) == (data, {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind])
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,22 @@
 """What a killed process leaves is read back to its last whole row, wherever it was cut."""
 
+import io
+import json
 import random
+import tarfile
+import time
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from pocketclip.data import spool as module
 from pocketclip.data.outcomes import FETCHED, Outcome, join_outcomes, read_outcomes, write_outcomes
-from pocketclip.data.spool import Spool
+from pocketclip.data.spool import Spool, Tally, count_path, read_count
 from pocketclip.errors import DataError
+from pocketclip.progress import WorkProgress
 
 
 def outcome(row: int, fetched: bool = True) -> Outcome:
@@ -102,6 +110,79 @@ def test_a_file_that_shrinks_under_way_is_an_error_and_no_wrong_image(tmp_path):
         path.write_bytes(b"")
         with pytest.raises(DataError, match=r"rows\.spool: damaged"):
             spool.image(10)
+
+
+@given(st.from_regex(r"[ -~]{1,100}", fullmatch=True), st.binary(max_size=2000))
+def test_a_member_is_what_tarfile_makes(name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    assert module._member(name, content) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def test_a_spool_says_how_many_rows_it_holds(tmp_path, monkeypatch):
+    path = tmp_path / "rows.spool"
+    fill(path, [70, None, 8])
+    assert read_count(count_path(path)) == {FETCHED: 2, "HTTP 404": 1}
+    with Spool(path) as spool:  # as another process would after a kill
+        spool.add(outcome(50, fetched=False), None)
+        assert read_count(count_path(path))["HTTP 404"] == 1, "not for each row"
+        monkeypatch.setattr(module, "SAID_EVERY", 0)
+        spool.add(outcome(51, fetched=False), None)
+        assert read_count(count_path(path)) == {FETCHED: 2, "HTTP 404": 3}
+    count_path(path).write_text("{")
+    assert read_count(count_path(path)) == Counter()
+    assert read_count(tmp_path / "none.count") == Counter()
+
+
+def test_progress_moves_inside_of_shards_and_never_back(tmp_path):
+    """Two shards of 100 rows, 300 others were done before. One had 10 rows when it was killed, one is tried anew."""
+    one, two = tmp_path / ".a.spool", tmp_path / ".b.spool"
+    one.touch()
+    count_path(one).write_text(json.dumps({FETCHED: 10}))
+    count_path(two).write_text(json.dumps({FETCHED: 100}))
+    output = io.StringIO()
+    console = Console(file=output, width=300)
+    tally = Tally({one: 100, two: 100}, 500)
+    seen = [tally.rows]
+    with WorkProgress(console, "fetch", "rows", 500, tally.rows) as progress:
+
+        def look():
+            tally.show(progress)
+            seen.append(tally.rows)
+            assert progress.done == tally.rows
+
+        count_path(one).write_text(json.dumps({FETCHED: 30, "HTTP 404": 2, "timed out": 3}))
+        look()
+        count_path(two).write_text(json.dumps({FETCHED: 40}))
+        look()
+        count_path(one).write_text("{")  # just being written
+        look()
+        count_path(two).write_text(json.dumps({FETCHED: 30}))  # the machine was lost, and some rows with it
+        look()
+        tally.finish(two, Counter({FETCHED: 99, "HTTP 404": 1}))
+        progress._said -= 60
+        look()
+        tally.finish(one, Counter({FETCHED: 90, "HTTP 404": 10}))
+        look()
+    assert seen == [310, 335, 375, 375, 375, 435, 500]
+    assert "435 of 500 rows" in output.getvalue()
+    assert "129 images  HTTP 404 3, timed out 3" in output.getvalue()
+    assert "s left" in output.getvalue()
+
+
+def test_progress_is_shown_from_time_to_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
+    path = tmp_path / ".a.spool"
+    tally = Tally({path: 100}, 100)
+    with WorkProgress(Console(quiet=True), "fetch", "rows", 100) as progress, tally.shown(progress):
+        with Spool(path) as spool:
+            spool.add(outcome(0), b"image", "png")
+        end = time.monotonic() + 10
+        while progress.done != 1 and time.monotonic() < end:
+            time.sleep(0.005)
+        assert progress.done == 1
+        tally.finish(path, Counter({FETCHED: 100}))
+    assert progress.done == 100
 
 
 def test_outcomes_come_back_and_are_joined_and_counted(tmp_path):

@@ -25,7 +25,7 @@ from pocketclip.data.images import BadImage, shrink
 from pocketclip.data.outcomes import FETCHED, Outcome, arrow, count, join_outcomes, read_outcomes, write_outcomes
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import IMAGE_EXTENSIONS, write_manifest, write_shard
-from pocketclip.data.spool import Spool
+from pocketclip.data.spool import Spool, Tally, count_path
 from pocketclip.engine import Engine
 from pocketclip.errors import DataError
 from pocketclip.files import sha256, whole_file
@@ -108,6 +108,7 @@ def fetch(
             write_manifest(folder, manifest | {"outcomes": dict(reasons.most_common())})
             for job in jobs:
                 job.lock.unlink(missing_ok=True)
+                count_path(job.spool).unlink(missing_ok=True)
             for kind in ("manifest", "outcomes", "fetch"):
                 _clear(folder, kind)
     except Timeout:
@@ -128,15 +129,10 @@ def _jobs(table: Path, rows: int, folder: Path, short_side: int, settings: Fetch
 def _run(jobs: Sequence[Job], rows: int, engine: Engine, console: Console) -> None:
     """Do the jobs that are not done."""
     open_jobs = [job for job in jobs if job.again or not job.written or job.spool.exists()]
-    done = rows - sum(job.stop - job.start for job in open_jobs)
-    failed: Counter[str] = Counter()
-    fetched = 0
-    with WorkProgress(console, "fetch", "rows", rows, done) as progress:
+    tally = Tally({job.spool: job.stop - job.start for job in open_jobs}, rows)
+    with WorkProgress(console, "fetch", "rows", rows, tally.rows) as progress, tally.shown(progress):
         for job, reasons in zip(open_jobs, engine.map(fetch_shard, open_jobs), strict=True):
-            failed.update({reason: number for reason, number in reasons.items() if reason != FETCHED})
-            fetched += reasons[FETCHED]
-            worst = ", ".join(f"{reason} {number:,}" for reason, number in failed.most_common(3))
-            progress.advance(job.stop - job.start, f"{fetched:,} images  {worst}")
+            tally.finish(job.spool, reasons)
 
 
 def fetch_shard(job: Job) -> Counter[str]:
@@ -247,8 +243,8 @@ async def _fetch_rows(job: Job, rows: dict[int, dict[str, Any]], spool: Spool) -
     with ThreadPoolExecutor(1) as decoder:
         async with Downloader(job.settings) as downloader, asyncio.TaskGroup() as tasks:
             # One line of waiting rows a host, each with its few clerks: a slow host holds up no other.
-            for waiting in by_host.values():
-                clerk = Clerk(job, rows, iter(waiting), downloader, decoder, spool)
+            for host, waiting in by_host.items():
+                clerk = Clerk(job, rows, host, iter(waiting), downloader, decoder, spool)
                 for _ in range(min(job.settings.connections_per_host, len(waiting))):
                     tasks.create_task(clerk.serve())
 
@@ -259,6 +255,7 @@ class Clerk:
 
     job: Job
     rows: dict[int, dict[str, Any]]
+    host: str
     line: Iterator[int]
     downloader: Downloader
     decoder: ThreadPoolExecutor
@@ -286,7 +283,7 @@ class Clerk:
 
         found = await self.downloader.get(url, use)
         reason = found.reason or bad or FETCHED
-        outcome = Outcome(row, key, url, host_of(url), reason, found.may_pass, found.status, found.attempts, found.size)
+        outcome = Outcome(row, key, url, self.host, reason, found.may_pass, found.status, found.attempts, found.size)
         image, extension = shrunk[0] if shrunk else (None, "")
         self.spool.add(outcome, image, extension)
 

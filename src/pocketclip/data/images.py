@@ -32,25 +32,35 @@ def open_image(data: bytes, at_least: int = 0, most_pixels: int = MAX_PIXELS) ->
         size, which libjpeg does in a fraction of the time. 0: whole.
     Raises BadImage with one of a few fixed reasons.
     """
+    return _decoded(_judged(data, most_pixels), at_least)
+
+
+def _judged(data: bytes, most_pixels: int) -> Image.Image:
+    """The image by its header, not decoded yet; raises BadImage where it is none or too large."""
     try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, which holds where ours is higher
+        raise BadImage(f"more than {min(most_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))} pixels") from None
     except Exception:
         raise BadImage("no JPEG, PNG or WebP") from None
     if image.width * image.height > most_pixels:
         raise BadImage(f"more than {most_pixels} pixels")
+    return image
+
+
+def _decoded(image: Image.Image, at_least: int) -> Image.Image:
+    """The pixels of an image that was judged, in place where it is RGB and upright: copies take as long as decoding."""
     if at_least and image.format == "JPEG":
         image.draft(image.mode, (at_least, at_least))
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255 instead of scaling
-            upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
-        if upright.has_transparency_data:
-            background = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(background, upright.convert("RGBA"))
-        return upright.convert("RGB")
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255 instead of scaling
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            background = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(background, image.convert("RGBA"))
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception:
         raise BadImage("damaged image") from None
 
@@ -68,11 +78,11 @@ def shrink(data: bytes, short_side: int, quality: int, most_pixels: int = MAX_PI
     An image that is small enough stays as it is, byte for byte; a larger one becomes a JPEG of the given quality.
     Either way it was decoded whole, so that what is kept can be read. Raises BadImage.
     """
-    image = open_image(data, short_side, most_pixels)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as original:
-        extension = EXTENSIONS[str(original.format)]
-        if min(original.size) <= short_side:
-            return data, extension
+    judged = _judged(data, most_pixels)
+    extension, small = EXTENSIONS[str(judged.format)], min(judged.size) <= short_side
+    image = _decoded(judged, short_side)
+    if small:
+        return data, extension
     scale = short_side / min(image.size)
     size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
     buffer = io.BytesIO()
