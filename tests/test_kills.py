@@ -136,6 +136,7 @@ class Trial:
     def _fire_once(self, folder: Path, kills: int) -> None:
         first, worked = len(self.asked()), 0.0
         done: set[object] = set()
+        halves: set[Path] = set()
         for delay in self._delays(kills):
             before, began = len(self.asked()), time.monotonic()
             process = self.run(folder)
@@ -154,7 +155,9 @@ class Trial:
             done = self.finished(folder)
             unfinished = set(self.asked()[first:]) - done
             assert len(unfinished) <= self.in_flight, "answered, and not kept"
-            self.busy += bool(unfinished) or any(path.is_file() for path in folder.rglob(".*.part"))
+            left = {path for path in folder.rglob(".*.part") if path.is_file()}
+            self.busy += bool(unfinished or left - halves)
+            halves |= left
         before = len(self.asked())
         finish(self.run(folder), folder)
         assert not done & set(self.asked()[before:]), "finished, and asked for again"

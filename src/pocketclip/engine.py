@@ -143,9 +143,9 @@ class _RayDriver:
         try:
             ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **here)
         except Exception as error:
+            cannot = f"cluster {address}: cannot be used; `ray start` makes this machine part of one"
             raise EngineError(
-                f"Ray cluster {address or 'on this machine'}: cannot be used; `ray start` makes this machine part of "
-                f"one ({_plain(error.__cause__ or error)})"
+                f"Ray {cannot if address else 'could not be started here'} ({_plain(error.__cause__ or error)})"
             ) from None
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's own handler would make an exception of it
         context = ray.get_runtime_context()
