@@ -305,3 +305,15 @@ def test_nouns_that_can_be_seen(wordnet: Path, tmp_path: Path, console: Console)
     (wordnet / "index.noun").write_text("dog n 1 0 9 0 99999999\n")
     with pytest.raises(CollectError, match=r"index\.noun: is not WordNet's"):
         Nouns(wordnet)
+
+
+def test_damage_in_a_later_stream_of_a_piece_is_named(tmp_path: Path, console: Console) -> None:
+    """bz2.decompress takes what follows a good stream for rubbish and says nothing."""
+    pages = numbered_pages(200)
+    dump = write_dump("multistream", pages, tmp_path)
+    data = bytearray(dump.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 200] = bytes(200)
+    dump.write_bytes(bytes(data))
+    with pytest.raises(CollectError, match="damaged or truncated"):
+        count_words(dump, tmp_path / "words.tsv", ALL, InProcess(), console)

@@ -89,6 +89,8 @@ def pack_shard(piece: Piece) -> Counts:
     with FileLock(piece.folder / f"{piece.number:05d}.lock", timeout=PATIENCE):
         if counts := finished(piece.folder, piece.number):
             return counts
+        for leftover in (piece.folder / SHARDS).glob(f".*-{piece.number:05d}.*.part"):  # of a killed worker
+            leftover.unlink(missing_ok=True)
         found = chain.from_iterable(one.found(dropped) if isinstance(one, Table) else (one,) for one in piece.content)
         made = make_rows(found, options.short_side, dropped, piece.threads)
         rows = ((one.split_of(options.test), row) for one, row in made if row)
