@@ -5,11 +5,13 @@
 The pictures are Open Clip Art Library's, which are in the public domain: Debian's packages openclipart-png (PNG) and
 openclipart-svg (the drawings, whose metadata has their titles and keywords). A server on 127.0.0.1 speaks the image
 services' documented JSON about them and serves the files, some of them with the troubles that the Web has: one in
-twenty is missing, is a page of HTML, redirects in a circle, breaks off, never ends or has opted out.
+twenty is missing, is a page of HTML, redirects in a circle or to a dead host, breaks off, never ends, is slower than
+anyone waits, or has opted out. (A redirect to a private address is no trouble here, as this machine is one: see tests.)
 Each verb of the command line runs as a process of its own, as a user would run it.
 """
 
 import argparse
+import asyncio
 import os
 import random
 import re
@@ -31,7 +33,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from collect.server import ImageServer, body, status
 
 NAMES = {"dc": "http://purl.org/dc/elements/1.1/", "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
-TROUBLES = ("missing", "page of HTML", "redirects in a circle", "breaks off", "never ends", "opted out")
+TROUBLES = (
+    "missing", "page of HTML", "redirects in a circle", "dead host", "breaks off", "never ends", "slow", "opted out",
+)  # fmt: skip
+DEAD = "http://127.0.0.1:9/"  # where nobody listens
 WAIT = 8  # seconds that the rate limit lasts
 EXAM = 60  # pictures that also stand in the benchmark
 
@@ -108,6 +113,10 @@ class Clipart(ImageServer):
             return web.Response(text="<html>Please log in</html>", content_type="image/png")
         if trouble == "redirects in a circle":
             raise web.HTTPFound(request.path)
+        if trouble == "dead host":
+            raise web.HTTPFound(DEAD + request.path)
+        if trouble == "slow":
+            await asyncio.sleep(60)
         if trouble == "breaks off":
             return web.Response(body=path.read_bytes()[:2000], content_type="image/png")
         if trouble == "never ends":

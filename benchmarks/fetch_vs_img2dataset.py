@@ -15,6 +15,7 @@ The server shares the cores with both; its processor time is printed, and that o
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -110,6 +111,7 @@ def ours(rows: Path, folder: Path, shard: int, size: int, processes: int, timeou
         most_bytes=MOST_BYTES, most_pixels=MOST_PIXELS,
     )  # fmt: skip
     with open_engine("local", processes) as engine:
+        list(engine.map(load, range(processes)))
         from rich.console import Console
 
         from pocketclip.data.fetch import fetch
@@ -117,6 +119,13 @@ def ours(rows: Path, folder: Path, shard: int, size: int, processes: int, timeou
         began = time.perf_counter()
         fetch(rows, folder, size, settings, engine, Console(quiet=True), again=False)
         return time.perf_counter() - began
+
+
+def load(_: int) -> None:
+    """Import what a worker needs, and take long enough for every worker to get one such piece of work."""
+    for name in ("aiohttp", "pyarrow.parquet", "torch", "pocketclip.data.fetch"):
+        importlib.import_module(name)
+    time.sleep(3)
 
 
 def theirs(rows: Path, folder: Path, shard: int, size: int, processes: int, timeout: int, threads: int) -> float:
@@ -136,12 +145,14 @@ def theirs(rows: Path, folder: Path, shard: int, size: int, processes: int, time
 
 @dataclass(frozen=True)
 class Turn:
-    """One run of one tool. Seconds of processor time of it, imports included, of the server, and of all else meanwhile.
+    """One run of one tool. whole: seconds of its process, from start to end.
 
+    tool, server, others: seconds of processor time of it, imports included, of the server, and of all else meanwhile.
     reasons: URL -> what the tool says of it, "" where it has the image.
     """
 
     seconds: float
+    whole: float
     tool: float
     server: float
     others: float
@@ -173,13 +184,15 @@ def turn(side: str, python: str, rows: Path, settings: argparse.Namespace, serve
         quiet = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}  # else its imports ask the network for a newer version
         server.forget()
         server_before, tool_before, all_before = server.processor(), children(), busy()
+        began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, env=quiet)
+        whole = time.perf_counter() - began
         server_used, tool_used = server.processor() - server_before, children() - tool_before
         others = busy() - all_before - server_used - tool_used
         if done.returncode:
             raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         reasons = said_by_us(folder) if side == "ours" else said_by_them(folder)
-    return Turn(float(done.stdout.split()[-1]), tool_used, server_used, max(0.0, others), reasons)
+    return Turn(float(done.stdout.split()[-1]), whole, tool_used, server_used, max(0.0, others), reasons)
 
 
 def children() -> float:
@@ -270,7 +283,8 @@ def measure(settings: argparse.Namespace, images: list[bytes], server: Server, f
         print(f"round {number + 1}: ratio {our.rate / peer.rate:.2f}")
         for tool, one in (("ours", our), ("img2dataset", peer)):
             print(
-                f"  {tool:11s} {one.images:,} images in {one.seconds:.1f} s: {one.rate:.0f} images/s; processor",
+                f"  {tool:11s} {one.images:,} images in {one.seconds:.1f} s: {one.rate:.0f} images/s; "
+                f"{one.whole:.1f} s with its start and end; processor",
                 end=" ",
             )
             print(f"{one.tool:.0f} s, the server's {one.server:.0f} s, others' {one.others:.0f} s", flush=True)

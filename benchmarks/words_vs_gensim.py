@@ -35,7 +35,7 @@ def ours(dump: Path, processes: int) -> tuple[float, Counter[str]]:
         output = Path(folder) / "words.tsv"
         began = time.perf_counter()
         with open_engine("local", processes) as engine:
-            count_words(dump, output, WordsSettings(minimum=0, most=10**9), engine, Console(quiet=True))
+            count_words(dump, output, WordsSettings(), engine, Console(quiet=True))
         seconds = time.perf_counter() - began
         lines = output.read_text().splitlines()[1:]
         return seconds, Counter({word: int(count) for word, count in (line.split("\t") for line in lines)})

@@ -226,6 +226,19 @@ def test_fetch_with_a_machine_lost_half_way(cluster: Cluster, tmp_path: Path) ->
     assert files(here) == files(there)
 
 
+def test_clean(cluster: Cluster, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 1500)
+    finish(start(tmp_path, "pack", "images", "packed", "--workers", 2), tmp_path)
+    for name, arguments in (("here", ("--workers", 2)), ("there", on(cluster))):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "recipe.toml").write_text('data.folder = "data"\nclean = { short_side = 16, test = 0.1 }\n')
+        finish(start(folder, "clean", "recipe.toml", "--source", "../packed", *arguments), folder)
+    found = files(tmp_path / "there")
+    assert found == files(tmp_path / "here")
+    assert len([name for name in found if name.endswith(".tar")]) > 2
+
+
 def test_pack(cluster: Cluster, tmp_path: Path) -> None:
     write_images(tmp_path / "images", 1500)
     for name, arguments in (("here", ("--workers", 2)), ("there", on(cluster))):

@@ -286,7 +286,7 @@ class Killed(BaseException):
     """Stands for kill -9 at one exact place: nothing behind it runs, but for what `with` closes."""
 
 
-@pytest.mark.parametrize("place", ["write_shard", "write_index", "write_outcomes", "end"])
+@pytest.mark.parametrize("place", ["write_shard", "_save_index", "write_outcomes", "end"])
 @pytest.mark.parametrize("again_after", [False, True])
 def test_killed_at_the_worst_moments_of_a_second_try(tmp_path, console, monkeypatch, place, again_after):
     """The tar is new and its index or its outcomes are old; nothing is lost, nothing asked again."""
@@ -307,7 +307,7 @@ def test_killed_at_the_worst_moments_of_a_second_try(tmp_path, console, monkeypa
             if place == "end":
                 patch.setattr("pathlib.Path.unlink", killed)
             else:
-                patch.setattr(shards if place == "write_index" else module, place, killed)
+                patch.setattr(shards if place == "_save_index" else module, place, killed)
             with pytest.raises(Killed):
                 run(rows, tmp_path / "data", console, retries=0, again=True)
         asked = server.asked.total()

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import tarfile
 import time
 from collections import Counter
 
@@ -110,13 +109,6 @@ def test_a_file_that_shrinks_under_way_is_an_error_and_no_wrong_image(tmp_path):
         path.write_bytes(b"")
         with pytest.raises(DataError, match=r"rows\.spool: damaged"):
             spool.image(10)
-
-
-@given(st.from_regex(r"[ -~]{1,100}", fullmatch=True), st.binary(max_size=2000))
-def test_a_member_is_what_tarfile_makes(name, content):
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    assert module._member(name, content) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
 
 
 def test_a_spool_says_how_many_rows_it_holds(tmp_path, monkeypatch):

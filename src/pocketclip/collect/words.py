@@ -290,7 +290,7 @@ def _frequent_words(held: Counter[bytes], state: Path, runs: int, settings: Word
             merged = groupby(heapq.merge(sorted(sums), *map(_read_run, opened)), key=itemgetter(0))
             sums = ((word, sum(count for _, count in group)) for word, group in merged)
         kept = [pair for pair in sums if pair[1] > settings.minimum and (nouns is None or pair[0] in nouns)]
-    kept.sort()
+    kept.sort(key=itemgetter(0))
     kept.sort(key=itemgetter(1), reverse=True)  # stable: words of the same count stay in alphabetical order
     return kept[: settings.most]
 

@@ -7,7 +7,6 @@ Where the cuts are follows from the source alone, so that the shards are the sam
 """
 
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from pocketclip.data.rows import Row
-from pocketclip.data.shards import add_row, index_path, write_index
+from pocketclip.data.shards import ShardWriter, index_path, new_shard
 from pocketclip.data.sources import WORKERS, Folder, Found, make_rows
 from pocketclip.data.tables import Table
 from pocketclip.files import whole_file
@@ -102,21 +101,18 @@ def write_piece(folder: Path, number: int, rows: Iterable[tuple[str, Row]], drop
 
     A row whose key the shard has already is left out, as a tar would lose one of the two.
     """
-    tars: dict[str, tarfile.TarFile] = {}
+    shards: dict[str, ShardWriter] = {}
     keys: dict[str, set[str]] = {}
     with ExitStack() as stack:
         for split, row in rows:
-            if split not in tars:
-                temporary = stack.enter_context(whole_file(_tar(folder, split, number)))
-                tars[split] = stack.enter_context(tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT))
+            if split not in shards:
+                shards[split] = stack.enter_context(new_shard(_tar(folder, split, number)))
                 keys[split] = set()
             if row.key in keys[split]:
                 dropped["key that another row has"] += 1
             else:
                 keys[split].add(row.key)
-                add_row(tars[split], row)
-    for split in tars:
-        write_index(_tar(folder, split, number))
+                shards[split].add(row)
     counts = Counts({split: len(found) for split, found in keys.items()}, dict(+dropped))
     with whole_file(_counts(folder, number)) as temporary:
         temporary.write_text(json.dumps(counts._asdict()), encoding="utf-8")

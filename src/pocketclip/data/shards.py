@@ -8,22 +8,23 @@ Any tar that WebDataset or img2dataset wrote can be read: a missing index is mad
 """
 
 import hashlib
-import io
 import json
 import mmap
 import re
 import tarfile
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketclip.data import tar
 from pocketclip.data.rows import Row
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
@@ -35,6 +36,7 @@ MAX_CAPTION = 10_000  # characters; a longer one is cut, no model reads so far
 OPEN_SHARDS = 256  # files at a time; a shuffle touches all shards, and systems allow about a thousand
 CHECKED_HEADERS = 32
 Span = NDArray[np.int64]
+Members = dict[str, dict[str, tuple[int, int]]]  # KEY -> extension -> start and length in the tar
 
 
 def write_shards(rows: Iterable[Row], folder: Path, split: str, rows_per_shard: int = 10_000) -> int:
@@ -52,20 +54,41 @@ def write_shards(rows: Iterable[Row], folder: Path, split: str, rows_per_shard: 
 
 def write_shard(rows: Iterable[Row], path: Path) -> None:
     """Write rows as one tar, and its index."""
-    with whole_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+    with new_shard(path) as shard:
         for row in rows:
-            add_row(tar, row)
-    write_index(path)
+            shard.add(row)
 
 
-def add_row(tar: tarfile.TarFile, row: Row) -> None:
-    """Append a row's files to a tar."""
-    details = json.dumps({"captions": row.captions, **row.metadata}, ensure_ascii=False)
-    members = ((row.extension, row.image), ("txt", row.captions[0].encode()), ("json", details.encode()))
-    for extension, content in members:
-        member = tarfile.TarInfo(f"{row.key}.{extension}")
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
+@contextmanager
+def new_shard(path: Path) -> Iterator["ShardWriter"]:
+    """A tar to add rows to; it and its index are put in place when the block ends well."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        shard = ShardWriter(file)
+        yield shard
+        file.write(tar.end(file.tell()))
+        size = file.tell()
+    _save_index(path, shard.members, size, shard.dropped)
+
+
+class ShardWriter:
+    """Appends rows to a tar, and remembers where; those that `write_index` would leave out are counted in `dropped`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.members: Members = {}
+        self.dropped: Counter[str] = Counter()
+        self._file = file
+
+    def add(self, row: Row) -> None:
+        """Append a row's files."""
+        details = json.dumps({"captions": row.captions, **row.metadata}, ensure_ascii=False)
+        contents = {row.extension: row.image, "txt": row.captions[0].encode(), "json": details.encode()}
+        files: dict[str, tuple[int, int]] = {}
+        for extension, content in contents.items():
+            whole = tar.member(f"{row.key}.{extension}", content)
+            padding = -len(content) % tar.BLOCK
+            files[extension] = self._file.tell() + len(whole) - padding - len(content), len(content)
+            self._file.write(whole)
+        _note_row(row.key, files, self.members, self.dropped)
 
 
 def write_index(path: Path) -> None:
@@ -76,7 +99,11 @@ def write_index(path: Path) -> None:
     Raises DataError if the tar ends early or is no tar.
     """
     dropped: Counter[str] = Counter()
-    members, size = _members(path, dropped), path.stat().st_size
+    _save_index(path, _scan(path, dropped), path.stat().st_size, dropped)
+
+
+def _save_index(path: Path, members: Members, size: int, dropped: Counter[str]) -> None:
+    """Write the index of a tar of `size` bytes."""
     keys, spans = [], []
     for key, files in members.items():
         image = next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
@@ -98,30 +125,35 @@ def write_index(path: Path) -> None:
         )
 
 
-def _members(path: Path, dropped: Counter[str]) -> dict[str, dict[str, tuple[int, int]]]:
+def _scan(path: Path, dropped: Counter[str]) -> Members:
     """KEY -> extension -> (start, length) of a tar's files; raises DataError if it is damaged or ends early."""
-    members: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    members: Members = {}
     size = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as tar:
-            for key, files in _together(path, tar, size):
-                if not stays_inside(key):
-                    dropped["name that leads out of the folder"] += 1
-                elif members[key].keys() & files.keys():  # not more files of one row, but another row
-                    dropped["key that another row has"] += 1
-                else:
-                    members[key].update(files)
-            end = tar.offset
+        with tarfile.open(path, "r:") as file:
+            for key, files in _together(path, file, size):
+                _note_row(key, files, members, dropped)
+            end = file.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a whole tar file ({error}); fetch or pack it again") from None
     _check_end(path, end)
     return members
 
 
-def _together(path: Path, tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+def _note_row(key: str, files: dict[str, tuple[int, int]], members: Members, dropped: Counter[str]) -> None:
+    """Add files that lie together to the rows of a tar, or count why not."""
+    if not stays_inside(key):
+        dropped["name that leads out of the folder"] += 1
+    elif members.get(key, {}).keys() & files.keys():  # not more files of one row, but another row
+        dropped["key that another row has"] += 1
+    else:
+        members.setdefault(key, {}).update(files)
+
+
+def _together(path: Path, file: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """Files of one key that lie one behind the other, each extension once: a row, or a part of one."""
     last, files = "", dict[str, tuple[int, int]]()
-    for member in tar:
+    for member in file:
         key, _, extension = member.name.rpartition(".")
         if not member.isreg() or not key:
             continue

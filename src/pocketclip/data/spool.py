@@ -18,15 +18,12 @@ from types import TracebackType
 from typing import Self
 
 from pocketclip.data.outcomes import FETCHED, Outcome
+from pocketclip.data.tar import BLOCK, member
 from pocketclip.errors import DataError
 from pocketclip.progress import WorkProgress
 
-BLOCK = tarfile.BLOCKSIZE
 SAID_EVERY = 1.0  # seconds between two counts
 LOOK_EVERY = 2.0  # seconds between two looks at them
-EMPTY = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # the header of a file without a name and without content
-# The sum of its bytes but for the size; the sum itself counts as eight spaces.
-EMPTY_SUM = sum(EMPTY[:124] + EMPTY[136:148] + EMPTY[156:]) + 8 * ord(" ")
 
 
 class Spool:
@@ -64,19 +61,19 @@ class Spool:
         self._file.seek(0)
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                for member in tar:
-                    row, _, extension = member.name.partition(".")
+                for one in tar:
+                    row, _, extension = one.name.partition(".")
                     if extension != "json":
-                        image[int(row)] = (member.offset_data, member.size, extension)
+                        image[int(row)] = (one.offset_data, one.size, extension)
                         continue
-                    content = tar.extractfile(member)
+                    content = tar.extractfile(one)
                     text = content.read() if content else b""
-                    if len(text) < member.size:
+                    if len(text) < one.size:
                         break
                     self.outcomes[int(row)] = Outcome(**json.loads(text))
                     if int(row) in image:
                         self._images[int(row)] = image.pop(int(row))
-                    whole = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                    whole = one.offset_data + -(-one.size // BLOCK) * BLOCK
         except (tarfile.TarError, ValueError, TypeError, OSError):
             pass  # the tail of a killed process
         return whole
@@ -86,9 +83,9 @@ class Spool:
         start = self._file.seek(0, io.SEEK_END)
         content = json.dumps({name: getattr(outcome, name) for name in Outcome.__slots__}).encode()
         if image is None:
-            self._file.write(_member(f"{outcome.row}.json", content))
+            self._file.write(member(f"{outcome.row}.json", content))
         else:
-            self._file.write(_member(f"{outcome.row}.{extension}", image) + _member(f"{outcome.row}.json", content))
+            self._file.write(member(f"{outcome.row}.{extension}", image) + member(f"{outcome.row}.json", content))
             self._images[outcome.row] = (start + BLOCK, len(image), extension)
         self._file.flush()
         self.outcomes[outcome.row] = outcome
@@ -183,11 +180,3 @@ class Tally:
             ended.set()
             thread.join()
             self.show(progress)
-
-
-def _member(name: str, content: bytes) -> bytes:
-    """One file of the tar: what `tarfile` makes, whose way of making a header takes longer than a row's other work."""
-    named, sized = name.encode("ascii"), b"%011o\0" % len(content)
-    total = b"%06o\0 " % (EMPTY_SUM + sum(named) + sum(sized))
-    header = b"".join((named.ljust(100, b"\0"), EMPTY[100:124], sized, EMPTY[136:148], total, EMPTY[156:]))
-    return b"".join((header, content, bytes(-len(content) % BLOCK)))
