@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pocketclip.collect import words
-from pocketclip.collect.wikitext import visible_text
+from pocketclip.collect.wikitext import LINK, SILENT_ELEMENT, TEMPLATE, visible_text
 from pocketclip.collect.word_list import Nouns, chosen_words, common_words, read_word_list, write_word_list
 from pocketclip.collect.words import count_piece, count_words, fold
 from pocketclip.engine import open_engine
@@ -240,6 +240,36 @@ def test_no_bytes_crash_the_counting(noise: bytes) -> None:
 )
 def test_what_readers_see_is_kept(source: str, text: str) -> None:
     assert visible_text(source.encode()).split() == text.encode().split()
+
+
+MARKUP = [
+    "<ref>",
+    "<REF name=a/>",
+    "<ref name=b>",
+    "</ref>",
+    "</Ref >",
+    "<math>",
+    "</math>",
+    "<mathx>",
+    "<b>",
+    "<",
+    ">",
+    "/",
+]
+MARKUP += ["[[", "]]", "|", "{{", "}}", "{", "a", " word ", "\n"]
+
+
+@given(st.lists(st.sampled_from(MARKUP), max_size=40).map("".join))
+def test_quick_patterns_find_what_plain_ones_do(source: str) -> None:
+    text = source.encode()
+    silent = re.compile(rb"<(ref|math|gallery)\b(?:[^<>]*/>|[^<>]*>.*?(?:</\1\s*>|\Z))", re.DOTALL | re.IGNORECASE)
+    for quick, plain in (
+        (SILENT_ELEMENT, silent),
+        (LINK, re.compile(rb"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")),
+        (TEMPLATE, re.compile(rb"\{\{[^{}]*\}\}")),
+    ):
+        found = [(one.span(), one.groups()) for one in quick.finditer(text)]
+        assert found == [(one.span(), one.groups()) for one in plain.finditer(text)]
 
 
 def test_words_are_english_whole_and_lower_case() -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from test_download import Host, bomb, broken, endless, gives, leads, picture, settings, slow
 
 from pocketclip.data.download import DEAD_AFTER
-from pocketclip.data.fetch import fetch
+from pocketclip.data.fetch import Job, fetch, fetch_shard
 from pocketclip.data.outcomes import FETCHED, read_outcomes
 from pocketclip.data.shards import Split, read_manifest
 from pocketclip.data.spool import Spool
@@ -509,6 +509,12 @@ def test_tables_that_cannot_be_used(tmp_path, console):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"rows\.parquet: damaged"):
         run(path, tmp_path / "damaged", console)
+
+
+def test_a_machine_of_a_cluster_without_the_table_says_so(tmp_path):
+    job = Job(str(tmp_path / "rows.parquet"), 0, 1, str(tmp_path / "data"), 0, 32, settings(), False)
+    with pytest.raises(DataError, match=r"rows\.parquet: not there on .*; a cluster's machines all need it"):
+        fetch_shard(job)
 
 
 @pytest.mark.parametrize("damage", ["outcomes", "other rows", "tar", "cut tar"])

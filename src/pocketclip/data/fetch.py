@@ -7,6 +7,7 @@ keeps what it has fetched in a spool: when it is killed half-way, the next one g
 
 import asyncio
 import json
+import platform
 import re
 import tarfile
 from collections import Counter, defaultdict
@@ -323,6 +324,10 @@ def _read_rows(job: Job) -> list[dict[str, Any]]:
                     found.append(file.read_row_group(group, columns=names).slice(start, stop - start))
                 first += size
         rows: list[dict[str, Any]] = pa.concat_tables(found).to_pylist()
+    except FileNotFoundError:
+        raise DataError(
+            f"{job.table}: not there on {platform.node()}; a cluster's machines all need it at this path"
+        ) from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{job.table}: damaged ({error}); write it again with `pocketclip join`") from None
     return rows
