@@ -55,7 +55,7 @@ image_tower = { patch_size = 8, width = 192, layers = 4, heads = 3, stem_channel
 text_tower = { width = 192, layers = 4, heads = 3, context_length = 32 }
 model.embedding_width = 192
 tokenizer.vocabulary_size = 4000
-train = { epochs = 12, batch_size = 128, learning_rate = 1e-3 }
+train = { epochs = 30, batch_size = 128, learning_rate = 1e-3 }
 evaluate.splits = ["test"]
 """
 

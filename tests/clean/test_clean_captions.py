@@ -1,11 +1,14 @@
 """Which captions are dropped, on real ones: the names of emoji in fourteen languages."""
 
+import re
+from timeit import repeat
+
 import emoji
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketclip.clean.captions import BOILERPLATE, LANGUAGE, TOO_LONG, why_not
+from pocketclip.clean.captions import _BOILERPLATE, BOILERPLATE, LANGUAGE, TOO_LONG, WHOLE, why_not
 from pocketclip.errors import DataError
 from pocketclip.recipe.schema import CleanSettings
 
@@ -75,6 +78,43 @@ def test_boilerplate_goes(caption: str) -> None:
 )  # fmt: skip
 def test_captions_that_look_like_it_stay(caption: str) -> None:
     assert why_not(caption, DEFAULT) == ""
+
+
+# The same without possessive and atomic groups: it tries all ways to share out the characters, and stays readable.
+PLAIN = re.compile(
+    "(?:"
+    + WHOLE.replace(r"[\W\d_]*+", r"[\W\d_]*")
+    .replace(r"(?:[\d_.\s()-]++[a-z]?)?+", r"[\s_.-]*(?:[\d_.\s()-]+[a-z]?)?")
+    .replace(r"\S++", r"\S+")
+    .replace(r"(?>\S+?@)\S+\.\w++", r"\S+@\S+\.\w+")
+    + r")[\s.!:…]*",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+PIECES = st.sampled_from(
+    ["image", "IMG", "p", "photo", "by", "www.", "http://", "@", ".", ".png", ":", "…", "!", " ", "_", "-", "(", ")",
+     "1", "a", "é", "\n", "this", "click", "to", "image may contain", "buy now", "all rights reserved", "©", "file:"]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=7).map("".join) | st.text("imgp@.w1 a…-é(", max_size=9))
+def test_the_quick_pattern_finds_what_the_plain_one_does(caption: str) -> None:
+    assert not any(sign in PLAIN.pattern for sign in ("*+", "++", "?+", "(?>"))
+    assert bool(_BOILERPLATE.fullmatch(caption)) == bool(PLAIN.fullmatch(caption))
+
+
+@pytest.mark.parametrize(
+    ("start", "more", "end"),
+    [("image", ".", "é"), ("img", " .", "é"), ("", ".", "é"), ("www", ".", " é"), ("", "@.a", " é"), ("a@", ".a", "@"),
+     ("", "a@", " "), ("img", "(.", "é"), ("a", ".png", "é"), ("image may contain", ".", "é"), ("http://", ":", "\té")],
+)  # fmt: skip
+def test_a_hostile_caption_costs_its_length(start: str, more: str, end: str) -> None:
+    """Twenty times the length, about twenty times the time; a quadratic pattern would take 400 times, a cubic 8,000."""
+
+    def seconds(length: int, times: int) -> float:
+        caption = (start + more * length)[: length - len(end)] + end
+        return min(repeat(lambda: _BOILERPLATE.fullmatch(caption), number=1, repeat=times))
+
+    assert seconds(1000, times=3) < 100 * seconds(50, times=20)
 
 
 def test_too_long() -> None:

@@ -24,6 +24,22 @@ from pocketclip.errors import DataError
 SIZE = 96
 
 
+class Here:
+    """Does the work in this process."""
+
+    def map(self, function, pieces, _inflight=None):
+        return map(function, pieces)
+
+
+class StopsBeforeWriting(Here):
+    """As if killed between the second pass and the last."""
+
+    def map(self, function, pieces, _inflight=None):
+        if function.__name__ == "write_kept":
+            raise KeyboardInterrupt
+        return map(function, pieces)
+
+
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind)
@@ -75,7 +91,9 @@ def engine():
         yield opened
 
 
-def run(source: Path, folder: Path, engine: LocalEngine, words: tuple[str, ...] = (), **settings: object) -> dict:
+def run(
+    source: Path, folder: Path, engine: LocalEngine | Here, words: tuple[str, ...] = (), **settings: object
+) -> dict:
     recipe = small_recipe(folder, image={"size": SIZE}, clean=settings)
     return clean(source, folder, recipe, words, engine, Console(quiet=True))
 
@@ -173,10 +191,6 @@ def test_the_same_bytes_wherever_it_runs_and_after_a_stop(
     words = ("dog", "cats", "sea")
     run(source, tmp_path / "two", engine, words, **settings)
 
-    class Here:
-        def map(self, function, pieces, _inflight=None):
-            return map(function, pieces)
-
     class Breaks(Here):
         left = 0
 
@@ -220,7 +234,7 @@ def test_other_settings_or_rows_are_refused_in_the_same_folder(
     with pytest.raises(DataError, match="no shards named"):
         run(tmp_path / "nothing", tmp_path / "new", engine)
     (tmp_path / "clean.json").write_text("{")
-    with pytest.raises(DataError, match=r"clean.json: damaged"):
+    with pytest.raises(DataError, match=r"clean.json is damaged"):
         run(source, tmp_path, engine)
     assert contents(tmp_path) == before
 
@@ -234,15 +248,9 @@ def test_nothing_left_is_said(engine: LocalEngine, tmp_path: Path) -> None:
 def test_damaged_features_are_named(source: Path, engine: LocalEngine, tmp_path: Path) -> None:
     run(source, tmp_path / "whole", engine)
 
-    class StopsBeforeWriting:
-        def map(self, function, pieces, _inflight=None):
-            if function.__name__ == "write_kept":
-                raise KeyboardInterrupt
-            return map(function, pieces)
-
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "out", StopsBeforeWriting())
-    features = tmp_path / "out" / "cleaning" / "train-00001.parquet"
+    (features,) = (tmp_path / "out" / "cleaning").glob("*/*-train-00001.parquet")
     features.write_bytes(features.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"train-00001.parquet: damaged .* looked at again"):
         run(source, tmp_path / "out", engine)
@@ -255,7 +263,7 @@ def test_a_killed_process_and_the_command_line(source: Path, tmp_path: Path) -> 
     (tmp_path / "recipe.toml").write_text(f'data.folder = "data"\nimage.size = {SIZE}\nclean.test = 0.2\n')
     command = [sys.executable, "-m", "pocketclip", "clean", "recipe.toml", "--source", str(source), "--workers", "2"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not list(tmp_path.glob("data/cleaning/*.parquet")):
+    while process.poll() is None and not list(tmp_path.glob("data/cleaning/*/*.parquet")):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -100,7 +102,7 @@ def test_joined_as_in_plain_python(parts: list[list[Found]], tmp_path: Path) -> 
     expected = joined_in_python(rows)
     output = tmp_path / "rows.parquet"
     if not expected:
-        with pytest.raises(CollectError, match="no row"):
+        with pytest.raises(CollectError, match=r"no image|none of"):
             join_lists(lists, output, QUIET)
         return
     summary = join_lists(lists, output, QUIET)
@@ -249,7 +251,63 @@ def test_a_join_that_fails_leaves_what_was_there(fails: str, tmp_path: Path, mon
     with pytest.raises(expected):
         join_lists(sources, output, QUIET)
     assert output.read_bytes() == before
-    assert [path.name for path in output.parent.iterdir()] == ["rows.parquet"]
+    assert sorted(path.name for path in output.parent.iterdir()) == [".rows.parquet.lock", "rows.parquet"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from pocketclip.collect import join
+join._unique = lambda *_: print("writing", flush=True) or time.sleep(600)
+join.join_lists([Path(sys.argv[1])], Path(sys.argv[2]), Console(quiet=True))
+"""
+
+
+def test_what_a_killed_join_left_goes_with_the_next_one_and_two_at_a_time_are_refused(tmp_path: Path) -> None:
+    listed, output = write_jsonl(tmp_path / "a.jsonl", many_rows()), tmp_path / "out" / "rows [1].parquet"
+    command = [sys.executable, "-c", KILLED, str(listed), str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout
+            assert child.stdout.readline() == "writing\n"
+            with pytest.raises(
+                CollectError, match=r"rows \[1\]\.parquet: another process is joining into it; wait for"
+            ):
+                join_lists([listed], output, QUIET)
+        finally:
+            child.kill()
+    left = [path.is_dir() for path in output.parent.glob("*.part")]
+    assert sorted(left) == [False, True], "a half-written table and a database"
+    others = output.with_name(".rows [1].parquet.old.parquet.x1.part")
+    others.touch()
+    join_lists([listed], output, QUIET)
+    assert {path.name for path in output.parent.iterdir()} == {".rows [1].parquet.lock", output.name, others.name}
+
+
+def test_another_output_may_be_joined_at_the_same_time(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".a.parquet.lock"):
+        join_lists([write_jsonl(tmp_path / "a.jsonl", many_rows())], tmp_path / "b.parquet", QUIET)
+
+
+def test_nothing_to_join_is_named_and_what_finds_something(tmp_path: Path) -> None:
+    found, output = tmp_path / "found", tmp_path / "rows.parquet"
+    with pytest.raises(CollectError, match=r"found: missing; run `pocketclip search`"):
+        join_lists([found], output, QUIET)
+    found.mkdir()
+    with pytest.raises(CollectError, match=r"found: holds no \.jsonl, .* file; `pocketclip search` writes"):
+        join_lists([found], output, QUIET)
+    for name in ("openverse", "wikimedia"):
+        (found / f"{name}.jsonl").touch()
+        (found / f"{name}.requests.jsonl").touch()
+    with pytest.raises(
+        CollectError, match=r"openverse\.jsonl and 1 more: no image in it; let `pocketclip search` find"
+    ):
+        join_lists([found], output, QUIET)
+    write_jsonl(found / "openverse.jsonl", [Found("", ("x",)), Found("http://a/1", ())])
+    with pytest.raises(CollectError, match=r"more: none of 2 rows can be used; left out: 1 no URL, 1 no caption$"):
+        join_lists([found], output, QUIET)
+    assert not output.exists()
 
 
 def test_two_urls_with_one_key_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

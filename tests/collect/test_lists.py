@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,38 @@ def test_lines_that_are_no_json_are_counted(tmp_path: Path) -> None:
     assert left_out == {"not JSON": 4, "not a JSON object": 1, "not UTF-8": 2}
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_half_a_character_in_json_inside_a_field_costs_that_character_alone(name: str, tmp_path: Path) -> None:
+    captions = r'["x \ud800", "\ud83d\ude00"]'
+    if name == "a.jsonl":
+        content = json.dumps({"url": "http://a/1", "captions": captions, "queries": captions})
+    else:
+        content = table("url captions queries", {"url": "http://a/1", "captions": captions, "queries": captions})
+        content = content if name == "a.tsv" else content.replace("\t", ",")
+    ((row,), left_out) = read(put(tmp_path / name, content))
+    assert (row["captions"], row["queries"], left_out) == (["x ?", "😀"], ["x ?", "😀"], Counter())
+
+
+@pytest.mark.parametrize(
+    "field", ["url", "captions", "queries", "provider", "id", "page", "author", "licence", "width"]
+)
+def test_half_a_character_in_any_field_crashes_nothing(field: str, tmp_path: Path) -> None:
+    for value in ("\ud800", ["\ud800"], {"\ud800": 1}, '["\ud800"]', r'["\ud800"]'):
+        record = found("http://a/1", "x", provider="p") | {field: value}
+        fields = {name: str(one) for name, one in record.items()}
+        read(put(tmp_path / "a.jsonl", json.dumps(record) + '\n{"url": "", "captions": ""}'))
+        read(put(tmp_path / "a.tsv", table(" ".join(fields), fields).encode(errors="replace")))
+
+
+def test_a_file_whose_name_is_no_text_names_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    try:
+        put(path, "url,caption\nhttp://a/1,x\n")
+    except (OSError, UnicodeError):
+        pytest.skip("names of files are text here")
+    assert read(path)[0] == [found("http://a/1", "x", provider="caf?")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -361,6 +394,8 @@ def test_a_truncated_parquet_is_named(tmp_path: Path) -> None:
 def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
     with pytest.raises(CollectError, match=r"gone\.csv: cannot be read"):
         read(tmp_path / "gone.csv")
+    with pytest.raises(CollectError, match=r"gone\.csv: missing"):
+        find_lists([tmp_path / "gone.csv"])
     with pytest.raises(CollectError, match="holds no"):
         find_lists([tmp_path])
     with pytest.raises(CollectError, match="no list"):

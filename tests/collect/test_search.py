@@ -113,7 +113,7 @@ def test_a_second_search_asks_for_nothing_and_a_longer_list_of_words_only_for_th
     assert {asked.query for asked in server.log} == {"red fox", "nothing"}
 
 
-def test_images_per_word_is_kept_to_and_raising_it_goes_on_behind_the_last_page(
+def test_images_per_word_is_kept_to_and_raising_it_goes_on_inside_the_last_page(
     server: ImageServer, tmp_path: Path
 ) -> None:
     run(server, tmp_path, "openverse", words=["dog"], images_per_word=30)
@@ -121,8 +121,45 @@ def test_images_per_word_is_kept_to_and_raising_it_goes_on_behind_the_last_page(
     assert len(rows(tmp_path, "openverse")) == 30
     server.log.clear()
     run(server, tmp_path, "openverse", words=["dog"], images_per_word=50)
-    assert server.asked("openverse") == [("dog", "3")]
+    assert server.asked("openverse") == [("dog", "2"), ("dog", "3")]
     assert len(rows(tmp_path, "openverse")) == 50
+
+
+@pytest.mark.parametrize(("name", "split"), [*((name, False) for name in PAGES), ("wikimedia", True)])
+@pytest.mark.parametrize(
+    "limits", [(10, 1000), (1, 2, 3, 1000), (50, 20, 55, 129, 130), (20, 60, 100, 1000), (30, 131)]
+)
+def test_however_images_per_word_is_raised_every_image_comes_once_and_in_order(
+    server: ImageServer, tmp_path: Path, name: str, split: bool, limits: tuple[int, ...]
+) -> None:
+    server.split = split
+    run(server, tmp_path / "whole", name, words=["dog"])
+    expected = (tmp_path / "whole" / f"{name}.jsonl").read_bytes().splitlines()
+    for most in limits:
+        run(server, tmp_path, name, words=["dog"], images_per_word=most)
+        taken = min(130, max(limits[: limits.index(most) + 1]))
+        assert (tmp_path / f"{name}.jsonl").read_bytes().splitlines() == expected[:taken]
+        server.log.clear()
+        run(server, tmp_path, name, words=["dog"], images_per_word=most)
+        assert not server.log
+
+
+def test_a_cut_page_that_has_fewer_images_by_now_is_done(server: ImageServer, tmp_path: Path) -> None:
+    run(server, tmp_path, "openverse", words=["dog"], images_per_word=30)
+    server.catalogue["dog"] = 25
+    done = run(server, tmp_path, "openverse", words=["dog"])["openverse"]
+    assert (done.requests, done.rows, done.finished) == (1, 0, 1)
+    assert len(rows(tmp_path, "openverse")) == 30
+
+
+def test_what_cannot_be_used_of_a_cut_page_is_counted_once(server: ImageServer, tmp_path: Path) -> None:
+    images = [server.image("openverse", "dog", n) for n in range(9)] + [{"id": "no address"}]
+    answer = {"page_count": 1, "results": images}
+    server.always["openverse", "dog"] = body(json.dumps(answer).encode())
+    for most in (3, 5, 100):
+        run(server, tmp_path, "openverse", words=["dog"], images_per_word=most)
+    lines = [(line["rows"], line["skipped"], line["next"]) for line in log(tmp_path, "openverse")]
+    assert lines == [(3, 1, ""), (2, 0, ""), (4, 0, None)]
 
 
 def test_openverse_is_not_asked_deeper_than_it_answers(tmp_path: Path) -> None:

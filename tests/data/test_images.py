@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pocketclip.data.images import BadImage, decode, normalise, open_image, resized, shrink, to_square
+from pocketclip.data.images import BadImage, decode, normalise, open_image, to_square
+from pocketclip.data.shrink import resized, shrink
 from pocketclip.recipe.schema import ImageSettings
 
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from rich.console import Console
 
 import pocketclip
-from conftest import COLOURS, SHAPES, draw
+from conftest import COLOURS, PLACES, SHAPES, draw
 from pocketclip.data import pack as packing
 from pocketclip.data import pieces as cutting
 from pocketclip.data import sources
@@ -141,6 +141,50 @@ def test_parts_of_a_hugging_face_data_set_keep_their_splits(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_parquet_files_of_one_name_are_not_taken_for_each_other(tmp_path: Path, inside: bool) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(20):
+        (pictures / f"{number}.png").write_bytes(draw(COLOURS[number % 6], SHAPES[number % 4], "left"))
+    for language in ("en", "fr"):
+        (tmp_path / "data" / language).mkdir(parents=True)
+        names = [f"{number}.png" for number in range(20)]
+        images = [(pictures / name).read_bytes() for name in names] if inside else names
+        table = pa.table({"image": images, "caption": [f"{language} {name}" for name in names]})
+        pq.write_table(table, tmp_path / "data" / language / "train-00000-of-00001.parquet")
+    options = PackOptions(image_folder=pictures, rows_per_shard=7)
+    assert pack(str(tmp_path / "data"), tmp_path / "out", options)["rows"] == {"train": 40}
+    split = Split(tmp_path / "out", "train")
+    assert len({split.key(row) for row in range(40)}) == 40
+    assert {split.captions(row)[0][:2] for row in range(40)} == {"en", "fr"}
+
+
+def test_a_picture_of_many_captions_is_for_training_or_for_testing(tmp_path: Path) -> None:
+    pictures = [draw(colour, shape, place) for colour in COLOURS for shape in SHAPES for place in PLACES]
+    rows = [{"image": picture, "caption": f"view {view}"} for picture in pictures for view in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    pack(str(tmp_path / "data.parquet"), tmp_path / "out", PackOptions(test=0.3))
+    train, test = (Split(tmp_path / "out", name) for name in ("train", "test"))
+    assert len(train) + len(test) == len(rows)
+    assert not {train.image(n) for n in range(len(train))} & {test.image(n) for n in range(len(test))}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts as Linux does")
+def test_a_folder_that_is_a_disk_of_its_own(tmp_path: Path) -> None:
+    source, disk = class_folders(tmp_path / "in"), tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", disk], capture_output=True).returncode:
+        pytest.skip("only root mounts")
+    try:
+        pack(str(source), disk)
+        pack(str(source), tmp_path / "out")
+        assert contents(disk) == contents(tmp_path / "out")
+        assert not [path for path in disk.iterdir() if path.name[0] == "."]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_two_rows_of_one_key_do_not_meet_in_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Row(key, PICTURES["red_bar"], "png", (key,)) for key in ("a", "b", "a")]
     monkeypatch.setattr(packing.openmoji, "rows", lambda *_: {"train": rows})
@@ -197,7 +241,7 @@ def test_a_source_of_no_use_is_one_clear_error(tmp_path: Path, files: dict[str, 
 def test_a_folder_that_cannot_be_written_and_options_that_cannot_be(tmp_path: Path) -> None:
     source = str(class_folders(tmp_path / "in", copies=1))
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"Not a directory|File exists"):
+    with pytest.raises(DataError, match=r"file: is no folder; choose another one"):
         pack(source, tmp_path / "file")
     with pytest.raises(DataError, match=r"Not a directory|File exists"):
         pack(source, tmp_path / "file" / "below")
@@ -503,7 +547,7 @@ def test_a_run_killed_while_it_moves_files_is_taken_back(tmp_path: Path, moves: 
     (out / "tokenizer.json").write_text("mine")
     killed = subprocess.run([sys.executable, "-c", DYING, source, str(out), str(moves)], check=False)
     assert killed.returncode == 9
-    assert len(list(out.iterdir())) == moves + 1
+    assert len(list(out.iterdir())) == moves + 2, "what was moved, the tokenizer and what is hidden"
     again = Counting()
     pack(source, out, PackOptions(rows_per_shard=rows), None, again)
     assert again.done == pieces, "what was moved is taken back, and used where it is the same"

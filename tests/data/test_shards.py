@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from conftest import draw, example_rows
 from pocketclip.data import shards
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import (
+    Shard,
     Split,
     index_path,
     read_manifest,
@@ -283,3 +285,64 @@ def test_names_that_lead_out_of_the_folder_are_counted(tmp_path: Path, name: str
     split = Split(tmp_path, "train")
     assert [split.image(row) for row in range(len(split))] == [BLUE]
     assert split.dropped == {"name that leads out of the folder": 1}
+
+
+def test_names_that_are_too_long_or_not_utf8_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "train-00000.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
+        for key in ("good", "n" * 100_000, "caf\udce9"):
+            for extension in ("png", "txt"):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = 4
+                tar.addfile(member, io.BytesIO(b"some"))
+    split = Split(tmp_path, "train")
+    assert [split.key(row) for row in range(len(split))] == ["good"]
+    assert split.dropped == {"name of more than 500 characters": 1, "name that is not UTF-8": 1}
+    assert index_path(path).stat().st_size < 20_000
+
+
+def test_what_kind_of_image_it_is_does_not_hang_on_its_name(tmp_path: Path) -> None:
+    long = "x" * 120
+    images = {f"{long}1.JPG": "JPEG", f"{long}2.png": "PNG", "c.WebP": "WEBP", "d.jpeg": "JPEG"}
+    members = {}
+    for name, kind in images.items():
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(file, kind)
+        members |= {name: file.getvalue(), name.rpartition(".")[0] + ".txt": b"a caption"}
+    shard = Shard(foreign_tar(tmp_path / "00000.tar", members))
+    assert [shard.extension(row) for row in range(len(shard))] == ["jpg", "png", "webp", "jpg"]
+
+
+def test_a_row_that_no_index_would_show_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.JPG: the extension is none of jpg"):
+        write_shards([Row("a", b"", "JPG", ("text",), {})], tmp_path, "train")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_characters_in_metadata_are_written_as_question_marks(tmp_path: Path) -> None:
+    write_shards([Row("a", b"", "png", ("x",), {"alt": "cut \ud83d"})], tmp_path, "train")
+    assert Split(tmp_path, "train").metadata(0)["alt"] == "cut ?"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"keys": np.array(["a"])},
+        {"keys": np.array([1, 2])},
+        {"keys": np.array("a")},
+        {"spans": np.zeros((2, 4), np.int64)},
+        {"spans": np.zeros(6, np.int64)},
+        {"spans": np.zeros((2, 6))},
+        {"tar_size": np.zeros(3, np.int64)},
+        {"format": np.array("x")},
+        {"dropped": np.array(["x y"])},
+    ],
+)
+def test_an_index_of_another_shape_is_named(tmp_path: Path, changed: dict[str, np.ndarray]) -> None:
+    write_shards([Row(key, b"", "png", ("x",), {}) for key in "ab"], tmp_path, "train")
+    index = index_path(tmp_path / "train-00000.tar")
+    with np.load(index) as arrays:
+        content = dict(arrays) | changed
+    np.savez(index, **content)
+    with pytest.raises(DataError, match=r"train-00000\.index\.npz: damaged index"):
+        Split(tmp_path, "train")

@@ -185,12 +185,18 @@ def test_rows_come_in_order_and_every_reason_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_share_of_names_is_for_testing() -> None:
-    found = [Found(str(n), b"", []) for n in range(4000)]
+    found = [Found(str(n), Path("a.png"), []) for n in range(4000)]
     tested = [one for one in found if one.split_of(0.1) == "test"]
     assert 330 < len(tested) < 470
-    assert {one.split_of(0.1) for one in tested} == {Found(one.name, b"", [], again=3).split_of(0.1) for one in tested}
+    assert {one.split_of(0.1) for one in tested} == {
+        Found(one.name, one.image, [], again="3").split_of(0.1) for one in tested
+    }
     assert all(one.split_of(0) == "train" for one in found)
     assert Found("x", b"", [], split="validation").split_of(0.5) == "validation"
+    images = [Found(str(n), str(n // 4).encode(), []) for n in range(4000)]
+    tested = [one for one in images if one.split_of(0.1) == "test"]
+    assert 250 < len(tested) < 550
+    assert not {one.image for one in tested} & {one.image for one in images if one.split_of(0.1) == "train"}
 
 
 # --- CSV, TSV, JSON Lines
@@ -436,7 +442,7 @@ def test_part_of_a_parquet_file_is_those_rows_of_the_whole(
         if n % 5 == 0:
             merged.setdefault(f"{n % 2}.png", []).append(str(n))
     assert paths == merged
-    assert {one.again for one in found if isinstance(one.image, Path)} <= {start}
+    assert {one.again for one in found if isinstance(one.image, Path)} <= {str(start or "")}
 
 
 def test_groups_before_a_part_are_not_read(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Fewer of what there is plenty of: balancing over a word list (Xu et al. 2024, "Demystifying CLIP Data", section 3.4).
 
 Each word keeps about t of the rows whose captions hold it: a row is kept with probability t / count for each of its
-words, independently. Rows of rare words are all kept; rows without any word of the list are not kept.
+words, independently. Rows of rare words are all kept; rows without any word of the list are not kept. All this is for
+rows that are trained on: what is evaluated on is not balanced.
 """
 
 import hashlib
@@ -53,3 +54,8 @@ def draw(seed: int, key: str) -> float:
     """A row's lot, 0 to below 1: the same on every machine and in every order."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def drawn_for_test(seed: int, key: str, share: float) -> bool:
+    """Whether a row is one of the share that becomes the split `test`; its lot is not the one it is balanced by."""
+    return draw(seed, f"test\0{key}") < share

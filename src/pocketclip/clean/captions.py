@@ -11,13 +11,15 @@ from pocketclip.recipe.schema import CleanSettings
 TOO_LONG, BOILERPLATE, LANGUAGE = "too long", "boilerplate", "another language"
 UNLIKELY = 0.001  # a language less probable than this is ruled out; docs/log.md says what that finds and what it costs
 
+# What is repeated is possessive (`*+`, `++`) or atomic (`(?>`) wherever what follows could match the same characters:
+# a caption may come from anybody, and a pattern that tries each way to share them out takes seconds.
 WHOLE = r"""
-    [\W\d_]*                                              # no letters at all
+    [\W\d_]*+                                             # no letters at all
   | (?:file|image|datei):.*                               # a page's title
   | \S+\.(?:jpe?g|png|gif|webp|tiff?|bmp|svg|heic|raw)    # a file's name
   | (?:img|dsc|dscn|dscf|dji|gopr|mvi|p|pict|sam|vid|image|photo|picture|scan|screen\ ?shot|untitled|unnamed)
-    [\s_.-]*(?:[\d_.\s()-]+[a-z]?)?                       # what a camera or a program calls it
-  | (?:https?://|www\.)\S+ | \S+@\S+\.\w+                 # an address
+    (?:[\d_.\s()-]++[a-z]?)?+                             # what a camera or a program calls it
+  | (?:https?://|www\.)\S++ | (?>\S+?@)\S+\.\w++          # an address
   | (?:an?\ |the\ |this\ |no\ |my\ )?(?:image|photo|photograph|picture|pic|thumbnail|icon|logo|banner|avatar|gallery
     |placeholder|default|description|caption|title|alt|text|alt\ text|image\ description|n/?a|none|null|undefined|test)
   | (?:image|photo|picture|photography|photos)\ (?:by|credit|courtesy)\b.*
@@ -26,7 +28,7 @@ WHOLE = r"""
   | image\ may\ contain:?.{0,3} | (?:download|buy|shop|order)(?:\ now|\ here|\ this)?(?:\ (?:image|photo|picture))?
   | .*\ball\ rights\ reserved\b.* | (?:©|\(c\)|copyright\ (?:©|\(c\)|by|\d{4}))\s?.*
 """
-_BOILERPLATE = re.compile(rf"(?:{WHOLE})[\s.!:…]*", re.IGNORECASE | re.VERBOSE | re.DOTALL)
+_BOILERPLATE = re.compile(rf"(?:{WHOLE})[\s.!:…]*+", re.IGNORECASE | re.VERBOSE | re.DOTALL)
 
 
 def why_not(caption: str, settings: CleanSettings) -> str:

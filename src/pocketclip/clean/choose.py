@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketclip.clean.balance import draw, keep_probabilities, row_probability
+from pocketclip.clean.balance import draw, drawn_for_test, keep_probabilities, row_probability
 from pocketclip.clean.duplicates import GRID, WORDS, Looks
 from pocketclip.clean.features import fixed_width, read_features
 from pocketclip.data.outcomes import arrow
@@ -52,7 +52,9 @@ class Rows:
         pa, _ = arrow()
         joined = pa.concat_tables(tables)
         self.ends = np.cumsum([table.num_rows for table in tables])
-        self.keys, self.content = joined["key"], joined["content"].to_numpy()
+        # In one piece: `take` would join the pieces anew for every part.
+        self.keys = joined["key"].cast(pa.large_string()).combine_chunks()
+        self.content = joined["content"].to_numpy()
         # Few reasons, many rows: numbers into a list of names.
         self.names: list[str] = [""]
         self.reasons = np.zeros(joined.num_rows, dtype=np.int32)
@@ -153,20 +155,27 @@ def _drop_near(rows: Rows, looks: Looks) -> None:
 
 
 def _balance(rows: Rows, recipe: Recipe, words: int) -> None:
-    """Count the words of the rows that are left, then draw each row's lot."""
+    """Count the words of the training rows that are left, then draw each one's lot.
+
+    What is evaluated on stays as it is: other splits, and what becomes one of them.
+    """
+    training = [(number, part) for number, part in _cleaned(rows) if split_of(part.tar) == recipe.data.split]
     counts = np.zeros(words, dtype=np.int64)
-    for number, part in _cleaned(rows):
+    balanced = []
+    for number, part in training:
         alive = rows.reasons[rows.start(number) : rows.ends[number]] == 0
-        listed = read_features(part.features, ("words",))["words"].combine_chunks().filter(arrow()[0].array(alive))
+        table = read_features(part.features, ("key", "words"))
+        if recipe.clean.test:
+            tested = [drawn_for_test(recipe.seed, key, recipe.clean.test) for key in table["key"].to_pylist()]
+            alive &= ~np.array(tested, dtype=np.bool_)
+        balanced.append(alive)
+        listed = table["words"].combine_chunks().filter(arrow()[0].array(alive))
         counts += np.bincount(listed.flatten().to_numpy(), minlength=words)
     probabilities = keep_probabilities(counts, recipe.clean.balance)
-    for number, part in _cleaned(rows):
-        start = rows.start(number)
-        table = read_features(part.features, ("key", "words"))
-        for place, (key, found) in enumerate(zip(table["key"].to_pylist(), table["words"].to_pylist(), strict=True)):
-            row = start + place
-            if rows.reasons[row]:
-                continue
+    for (number, part), alive in zip(training, balanced, strict=True):
+        some = read_features(part.features, ("key", "words")).filter(arrow()[0].array(alive))
+        places = rows.start(number) + np.nonzero(alive)[0]
+        for row, key, found in zip(places, some["key"].to_pylist(), some["words"].to_pylist(), strict=True):
             if not found:
                 rows.reasons[row] = rows.code(UNLISTED)
             elif draw(recipe.seed, key) >= row_probability(found, probabilities):
@@ -189,8 +198,8 @@ def _write_outcomes(rows: Rows, path: Path) -> Choice:
             places = slice(rows.start(number), int(rows.ends[number]))
             reasons, repeats = rows.reasons[places], rows.repeats[places]
             outcomes = outcome_names.take(pa.array(reasons))
-            of = rows.keys.take(pa.array(repeats, mask=repeats < 0)).combine_chunks()
-            keys = rows.keys.slice(places.start, len(reasons)).combine_chunks()
+            of = rows.keys.take(pa.array(repeats, mask=repeats < 0)).cast(pa.string())
+            keys = rows.keys.slice(places.start, len(reasons)).cast(pa.string())
             shard = pa.array([part.tar.name] * len(reasons))
             writer.write_table(pa.table([shard, keys, outcomes, of], schema=schema))
             choice.keep.append(reasons == 0)

@@ -128,8 +128,10 @@ def _read(shard: Shard, row: int, found: Features, look: Look) -> None:
 
 
 def _queries(metadata: dict[str, Any]) -> list[str]:
+    """What the image was found by; half characters, which JSON can hold but Arrow cannot, are marked."""
     queries = metadata.get("queries")
-    return [text for text in queries if isinstance(text, str) and text.strip()] if isinstance(queries, list) else []
+    texts = [text for text in queries if isinstance(text, str)] if isinstance(queries, list) else []
+    return [text.encode(errors="replace").decode() for text in texts if text.strip()]
 
 
 @lru_cache(maxsize=1)

@@ -1,10 +1,11 @@
 """Shards -> fewer, better shards, in three passes: look at every row, choose among all of them, write what is kept.
 
-The first and the last work shard by shard, here or on a cluster; the second holds about 60 bytes a row, and 224 more
+The first and the last work shard by shard, here or on a cluster; the second holds some 150 bytes a row, and 224 more
 in files that are mapped into memory. Everything follows from the rows and the settings alone, so that a
 killed run goes on with the shards that are not finished.
 """
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -14,22 +15,23 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 from rich.console import Console
 
-from pocketclip.clean.balance import draw
+from pocketclip.clean.balance import draw, drawn_for_test
 from pocketclip.clean.choose import Choice, Part, choose
 from pocketclip.clean.features import Look, look_at_shard, read_features
 from pocketclip.data.rows import Row
-from pocketclip.data.shards import Shard, read_manifest, split_of, splits_in, write_manifest, write_shard
+from pocketclip.data.shards import Shard, index_path, read_manifest, split_of, splits_in, write_manifest, write_shard
+from pocketclip.data.sources import state_of
 from pocketclip.engine import Engine
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
 from pocketclip.progress import WorkProgress
-from pocketclip.recipe.schema import CleanSettings, Recipe
+from pocketclip.recipe.schema import Recipe
 
 UNDER_WAY = "cleaning"  # the folder of what the passes tell each other
 RECORD = "clean.json"
+OUTCOMES = "cleaned.parquet"
 TEST = "test"
 
 
@@ -40,89 +42,124 @@ def clean(
 
     recipe: its `clean` settings; `image.size`, below which no side needs to be; `data.split`, whose rows are the ones
     dropped where splits share a picture; `seed`. words: the list that rows are balanced over, if they are.
-    Raises DataError if the source cannot be read, if the folder holds something else or was cleaned otherwise.
+    Raises DataError if the source cannot be read or is not whole, if no row is left, or if the folder is in use, holds
+    something else or shards that were cleaned otherwise.
     """
     if folder.resolve() == source.resolve():
         raise DataError(f"{folder}: cleaned shards go to another folder than that of the shards they come from")
     if recipe.clean.balance and not words:
         raise DataError("clean.balance needs a word list; `pocketclip words` writes it, or set clean.balance=0")
     tars = _tars(source)
-    benchmarks = [(Path(one), tar) for one in recipe.clean.benchmarks for tar in _tars(Path(one))]
+    benchmarks = [(tar, Path(one).resolve().name) for one in recipe.clean.benchmarks for tar in _tars(Path(one))]
+    folder = folder.resolve()  # other processes may have another working directory
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "clean.lock", timeout=0):
-            if _same_clean(source, [*tars, *(tar for _, tar in benchmarks)], folder, recipe, words):
-                return read_manifest(folder)
-            parts, missing = _look(tars, benchmarks, folder, recipe, words, engine, console)
-            choice = choose(parts, recipe, len(words), folder / UNDER_WAY, folder / "cleaned.parquet")
-            rows = _write(parts, choice, folder, recipe, engine, console)
-            manifest = _manifest(source, folder, choice, missing, rows)
-            shutil.rmtree(folder / UNDER_WAY)
+            asked = _asked(source, [*tars, *(tar for tar, _ in benchmarks)], recipe, words)
+            if not _finished(asked, folder):
+                under_way = folder / UNDER_WAY / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+                parts = [
+                    Part(tar, under_way / f"{number:05d}-{tar.stem}.parquet", benchmark)
+                    for number, (tar, benchmark) in enumerate([*benchmarks, *((tar, "") for tar in tars)])
+                ]
+                missing = _look(parts, under_way, recipe, words, engine, console)
+                choice = choose(parts, recipe, len(words), under_way, folder / OUTCOMES)
+                rows = _write(parts, choice, folder, recipe, engine, console)
+                write_manifest(folder, _manifest(source, choice, missing, rows))
+            _clear(folder)
+            return read_manifest(folder)
     except Timeout:
         raise DataError(f"{folder}: another process is cleaning into it; wait, or choose another folder") from None
-    return manifest
 
 
 def _tars(folder: Path) -> list[Path]:
-    tars = sorted(path for path in folder.glob("*.tar") if split_of(path))
+    """A folder's shards, in the order of their names; raises DataError if there are none, or not yet all."""
+    tars = sorted(path for path in folder.resolve().glob("*.tar") if split_of(path))
+    if (folder / "fetch.json").exists() and not _fetched(folder):
+        raise DataError(f"{folder}: holds an unfinished fetch; run `pocketclip fetch` to its end first")
     if not tars:
         raise DataError(f"{folder}: no shards named train-00000.tar, ...; `pocketclip fetch` and `pack` write them")
     return tars
 
 
-def _same_clean(source: Path, tars: list[Path], folder: Path, recipe: Recipe, words: tuple[str, ...]) -> bool:
-    """Whether all is done; raises DataError if an earlier run in this folder had other rows or settings."""
-    asked = {
+def _fetched(folder: Path) -> bool:
+    """Whether a fetch into this folder has come to its end, and what it wrote is still there."""
+    outcomes = folder / "outcomes"
+    whole = {path.stem for path in outcomes.glob("*.parquet")} <= {path.stem for path in folder.glob("*.tar")}
+    return whole and (folder / "manifest.json").exists() and not any(outcomes.glob(".*.spool")) and not _held(folder)
+
+
+def _held(folder: Path) -> bool:
+    try:
+        with FileLock(folder / "fetch.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # read-only: no fetch can be under way in it from here
+        return False
+
+
+def _asked(source: Path, tars: list[Path], recipe: Recipe, words: tuple[str, ...]) -> dict[str, Any]:
+    """All that the choice depends on, as JSON has it."""
+    return {
         "source": str(source.resolve()),
-        "shards": {str(tar): tar.stat().st_size for tar in tars},
+        "shards": {str(tar): state_of(tar) for tar in tars},
         "words": f"{len(words)} words, {draw(0, ' '.join(words)):.16f}" if recipe.clean.balance else "",
         "image_size": recipe.image.size,
         "split": recipe.data.split,
         "seed": recipe.seed,
         **recipe.clean.model_dump(mode="json"),
+        "benchmarks": [str(Path(one).resolve()) for one in recipe.clean.benchmarks],
     }
-    record = folder / RECORD
-    if not record.exists():
-        if splits_in(folder) or (folder / "manifest.json").exists():
-            raise DataError(f"{folder}: holds shards that were not cleaned here; choose another folder")
-        with whole_file(record) as temporary:
-            temporary.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
-        return False
+
+
+def _finished(asked: dict[str, Any], folder: Path) -> bool:
+    """Whether all is done; raises DataError if the folder holds shards of other rows or settings.
+
+    What an earlier run with others only looked at is in nobody's way: it is removed.
+    """
+    record, manifest = folder / RECORD, folder / "manifest.json"
     try:
         before = dict(json.loads(record.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        wrong = "holds shards that were not cleaned here; choose another folder"
     except (ValueError, TypeError):
-        raise DataError(f"{record}: damaged; delete it and the shards beside it to clean anew") from None
-    if changed := [name for name, value in asked.items() if before.get(name) != value]:
-        was = "" if changed[0] == "shards" else f" ({before.get(changed[0])}, now {asked[changed[0]]})"
-        raise DataError(
-            f"{folder}: was cleaned with other {changed[0]}{was}; choose another data.folder, or delete {RECORD}, "
+        wrong = f"{RECORD} is damaged; delete it and the shards beside it to clean anew"
+    else:
+        changed = [name for name in asked | before if before.get(name) != asked.get(name)]
+        if not changed:
+            return manifest.exists()
+        was = "" if changed[0] == "shards" else f" ({before.get(changed[0])}, now {asked.get(changed[0])})"
+        wrong = (
+            f"was cleaned with other {changed[0]}{was}; choose another data.folder, or delete {RECORD}, "
             f"manifest.json, {UNDER_WAY} and the .tar and .npz files there"
         )
-    return (folder / "manifest.json").exists()
+    if splits_in(folder) or manifest.exists():
+        raise DataError(f"{folder}: {wrong}")
+    _clear(folder)
+    with whole_file(record) as temporary:
+        temporary.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+    return False
+
+
+def _clear(folder: Path) -> None:
+    """Remove what the passes told each other, and what killed ones had half written; nobody else cleans here now."""
+    shutil.rmtree(folder / UNDER_WAY, ignore_errors=True)
+    for name in (RECORD, OUTCOMES, "manifest.json", "*-[0-9]*.tar", "*-[0-9]*.index.npz"):
+        for leftover in folder.glob(f".{name}.*.part"):
+            leftover.unlink(missing_ok=True)
 
 
 def _look(
-    tars: list[Path],
-    benchmarks: list[tuple[Path, Path]],
-    folder: Path,
-    recipe: Recipe,
-    words: tuple[str, ...],
-    engine: Engine,
-    console: Console,
-) -> tuple[list[Part], Counter[str]]:
-    """The first pass; returns where the features lie, and what the source's shards themselves had to leave out."""
-    under_way = folder / UNDER_WAY
+    parts: list[Part], under_way: Path, recipe: Recipe, words: tuple[str, ...], engine: Engine, console: Console
+) -> Counter[str]:
+    """The first pass; returns what the source's shards themselves had to leave out."""
     listed = ""
     if recipe.clean.balance:
         listed = str(under_way / "words.txt")
         with whole_file(Path(listed)) as temporary:
             temporary.write_text("\n".join(words), encoding="utf-8")
     short_side = min(recipe.clean.short_side, recipe.image.size)
-    of_benchmarks = [
-        Part(tar, under_way / f"benchmark-{number:03d}-{tar.stem}.parquet", place.name)
-        for number, (place, tar) in enumerate(benchmarks)
-    ]
-    parts = [*of_benchmarks, *(Part(tar, under_way / f"{tar.stem}.parquet") for tar in tars)]
     looks = [
         Look(str(one.tar), str(one.features), recipe.clean, short_side, listed, bool(one.benchmark)) for one in parts
     ]
@@ -132,46 +169,55 @@ def _look(
             if not part.benchmark:
                 missing.update(dropped)
             progress.advance(rows)
-    return parts, missing
+    return missing
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """One shard to be written anew.
 
-    keep: bool [rows] as bytes. test: share of them that become the split "test".
+    number: of the shards to write, which no other shard of the source has: rows of several can go to one split.
+    keep: bool [rows] as bytes. test: share of them that become the split "test"; 0 of what is no training split.
     """
 
     tar: str
     features: str
     folder: str
+    number: int
     keep: bytes
     test: float
     seed: int
 
     @property
-    def done(self) -> Path:
-        """Says how many rows of each split were written; its existence means that they were."""
+    def record(self) -> Path:
+        """Says how many rows each file has that was written of this shard; written last."""
         return Path(self.features).with_suffix(".json")
+
+    def written(self) -> dict[str, int] | None:
+        """File -> rows; None while they are not written, or one of them is gone."""
+        try:
+            found = dict(json.loads(self.record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        tars = [Path(self.folder) / name for name in found]
+        return found if all(tar.exists() and index_path(tar).exists() for tar in tars) else None
 
 
 def write_kept(rewrite: Rewrite) -> dict[str, int]:
-    """Write what is kept of a shard; returns rows by split. Runs in a worker."""
-    if rewrite.done.exists():
-        return dict(json.loads(rewrite.done.read_text(encoding="utf-8")))
-    tar, shard = Path(rewrite.tar), Shard(Path(rewrite.tar))
-    split = split_of(tar)
-    number = tar.stem.rpartition("-")[2]
+    """Write what is kept of a shard; returns file -> rows. Runs in a worker."""
+    if (before := rewrite.written()) is not None:
+        return before
+    shard = Shard(Path(rewrite.tar))
     captions = read_features(Path(rewrite.features), ("captions",))["captions"].to_pylist()
     rows: dict[str, list[int]] = {}
     for row in np.nonzero(np.frombuffer(rewrite.keep, dtype=np.bool_))[0].tolist():
-        chosen = rewrite.test and draw(rewrite.seed, f"test\0{shard.keys[row]}") < rewrite.test
-        rows.setdefault(TEST if chosen else split, []).append(row)
+        chosen = rewrite.test and drawn_for_test(rewrite.seed, str(shard.keys[row]), rewrite.test)
+        split = TEST if chosen else split_of(shard.path)
+        rows.setdefault(f"{split}-{rewrite.number:05d}.tar", []).append(row)
     for name, some in rows.items():
-        kept = (_row(shard, row, captions[row]) for row in some)
-        write_shard(kept, Path(rewrite.folder) / f"{name}-{number}.tar")
+        write_shard((_row(shard, row, captions[row]) for row in some), Path(rewrite.folder) / name)
     written = {name: len(some) for name, some in rows.items()}
-    with whole_file(rewrite.done) as temporary:
+    with whole_file(rewrite.record) as temporary:
         temporary.write_text(json.dumps(written), encoding="utf-8")
     return written
 
@@ -184,15 +230,14 @@ def _row(shard: Shard, row: int, captions: list[str]) -> Row:
 def _write(
     parts: list[Part], choice: Choice, folder: Path, recipe: Recipe, engine: Engine, console: Console
 ) -> Counter[str]:
-    """The last pass; returns rows by split."""
-    settings: CleanSettings = recipe.clean
-    keeps: list[NDArray[np.bool_]] = choice.keep
-    pieces = [
-        Rewrite(str(one.tar), str(one.features), str(folder), keep.tobytes(), settings.test, recipe.seed)
-        for one, keep in zip((part for part in parts if not part.benchmark), keeps, strict=True)
-    ]
+    """The last pass; returns rows by file."""
+    cleaned = (part for part in parts if not part.benchmark)
+    pieces = []
+    for number, (one, keep) in enumerate(zip(cleaned, choice.keep, strict=True)):
+        test = recipe.clean.test if split_of(one.tar) == recipe.data.split else 0.0
+        pieces.append(Rewrite(str(one.tar), str(one.features), str(folder), number, keep.tobytes(), test, recipe.seed))
     rows: Counter[str] = Counter()
-    with WorkProgress(console, "write", "rows", int(sum(keep.sum() for keep in keeps))) as progress:
+    with WorkProgress(console, "write", "rows", int(sum(keep.sum() for keep in choice.keep))) as progress:
         for written in engine.map(write_kept, pieces):
             rows.update(written)
             progress.advance(sum(written.values()))
@@ -202,20 +247,21 @@ def _write(
     return rows
 
 
-def _manifest(source: Path, folder: Path, choice: Choice, missing: Counter[str], rows: Counter[str]) -> dict[str, Any]:
+def _manifest(source: Path, choice: Choice, missing: Counter[str], rows: Counter[str]) -> dict[str, Any]:
     try:
         about = {name: value for name, value in read_manifest(source).items() if name in {"attribution", "image_size"}}
     except DataError:
         about = {}
     dropped = Counter({reason: count for reason, count in choice.outcomes.items() if reason != choice.KEPT}) + missing
-    manifest = {
+    splits: Counter[str] = Counter()
+    for name, count in rows.items():
+        splits[split_of(Path(name))] += count
+    return {
         "format": 1,
         "source": str(source),
         **about,
-        "rows": dict(sorted(rows.items())),
+        "rows": dict(sorted(splits.items())),
         "dropped": dict(dropped.most_common()),
         "dropped_captions": dict(choice.captions.most_common()),
-        "shards": sorted(path.name for path in folder.glob("*.tar")),
+        "shards": sorted(rows),
     }
-    write_manifest(folder, manifest)
-    return manifest

@@ -7,6 +7,8 @@ groups of values of fixed width are asked of DuckDB, as those spill to the disk;
 
 import csv
 import json
+import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from pocketclip.collect.layouts import Asked
@@ -151,27 +154,25 @@ def join_lists(
     in that order, without repeats. The same sources in the same order give the same bytes with any threads and memory.
 
     Memory is bounded for any number of rows and of repeats; disk beside `output` is needed for about twice the sources.
-    Raises CollectError where a list cannot be used or nothing remains; `output` is then what it was before.
+    Raises CollectError where a list cannot be used, nothing remains or another process joins into `output`; `output` is
+    then what it was before.
     """
     if output.suffix not in (".parquet", ".csv"):
         raise CollectError(f"{output}: name the joined file .parquet or .csv")
     duckdb = _import_duckdb()
     lists = find_lists(sources)
-    output.parent.mkdir(parents=True, exist_ok=True)
     summary = Summary()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".part", dir=output.parent) as folder:
-            scratch = Path(folder)
-            with _database(scratch, memory) as connection, whole_file(output) as temporary:
-                _read(lists, connection, asked or Asked(), summary, scratch, console)
-                rows = _count(connection, "SELECT count(*) FROM rows")
-                if not rows:
-                    raise CollectError(f"{lists[0]}: no row of {len(lists)} lists can be used; {_reasons(summary)}")
-                _link(connection, console)
-                write = _write_parquet if output.suffix == ".parquet" else _write_csv
-                with WorkProgress(console, "join", "rows", rows) as progress:
-                    write(temporary, _images(connection, summary, progress.advance))
-                summary.merged = rows - summary.images
+        with _scratch(output) as scratch, _database(scratch, memory) as connection, whole_file(output) as temporary:
+            _read(lists, connection, asked or Asked(), summary, scratch, console)
+            rows = _count(connection, "SELECT count(*) FROM rows")
+            if not rows:
+                raise CollectError(_nothing(lists, summary))
+            _link(connection, console)
+            write = _write_parquet if output.suffix == ".parquet" else _write_csv
+            with WorkProgress(console, "join", "rows", rows) as progress:
+                write(temporary, _images(connection, summary, progress.advance))
+            summary.merged = rows - summary.images
     except duckdb.OutOfMemoryException as error:
         raise CollectError(
             f"{output}: {memory >> 20} MB are too little to join in; give more memory ({_first(error)})"
@@ -191,6 +192,28 @@ def _import_duckdb() -> Any:
     except ImportError as error:
         raise CollectError(f"join needs {error.name}: pip install 'pocketclip[collect]'") from None
     return duckdb
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A folder beside `output` for what does not fit into memory; what killed joins left there is removed.
+
+    Raises CollectError where another process joins into `output`.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
+            # No dot between the name and .part, or it may be of an output whose name only begins like this one.
+            leftover = re.compile(re.escape(f".{output.name}.") + r"\w+\.part")
+            for path in output.parent.iterdir():
+                if leftover.fullmatch(path.name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".part", dir=output.parent) as folder:
+                yield Path(folder)
+    except Timeout:
+        raise CollectError(
+            f"{output}: another process is joining into it; wait for it, or choose another output"
+        ) from None
 
 
 @contextmanager
@@ -331,6 +354,14 @@ def _write_csv(path: Path, tables: "Iterator[pa.Table]") -> None:
                 for name, column in table.to_pydict().items()
             ]
             writer.writerows(zip(*columns, strict=True))
+
+
+def _nothing(lists: Sequence[Path], summary: Summary) -> str:
+    """Why no image remains."""
+    named = str(lists[0]) + (f" and {len(lists) - 1:,} more" if len(lists) > 1 else "")
+    if not summary.read:
+        return f"{named}: no image in it; let `pocketclip search` find some, or name another list"
+    return f"{named}: none of {summary.read:,} rows can be used; {_reasons(summary)}"
 
 
 def _reasons(summary: Summary) -> str:

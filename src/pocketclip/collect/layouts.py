@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pocketclip.collect.payload import storable
 from pocketclip.errors import CollectError
 
 NAME = re.compile(r"\.(csv|tsv|jsonl|ndjson|parquet)\d*(\.gz)?$", re.IGNORECASE)  # Unsplash numbers its files: .tsv000
@@ -112,5 +113,5 @@ def choose_layout(path: Path, names: Sequence[str], asked: Asked) -> Layout:
     constants = {}
     if not columns["provider"]:
         columns["id"] = ()
-        constants = {"provider": NAME.sub("", path.name)}
+        constants = {"provider": storable(NAME.sub("", path.name))}
     return Layout({what: found for what, found in columns.items() if found}, constants)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pocketclip.collect.layouts import CC3M, CC12M, NAME, TEXTS, UNSPLASH, Asked, Layout, choose_layout
+from pocketclip.collect.payload import storable
 from pocketclip.errors import CollectError
 
 if TYPE_CHECKING:
@@ -37,13 +38,19 @@ def find_lists(sources: Sequence[Path]) -> list[Path]:
     """The files to read: sources as they are, the lists in a folder by name. Raises CollectError if there are none."""
     found: list[Path] = []
     for source in sources:
+        if not source.exists():
+            raise CollectError(
+                f"{source}: missing; run `pocketclip search`, which writes found/, or name lists that are there"
+            )
         if not source.is_dir():
             found.append(source)
             continue
         inside = sorted(path for path in source.iterdir() if NAME.search(path.name) and path.name[0] != ".")
         lists = [path for path in inside if not COMPANION.match(path.name)]
         if not lists:
-            raise CollectError(f"{source}: holds no .jsonl, .csv, .tsv or .parquet file")
+            raise CollectError(
+                f"{source}: holds no .jsonl, .csv, .tsv or .parquet file; `pocketclip search` writes found/*.jsonl"
+            )
         found += lists
     if not found:
         raise CollectError("no list of images was given")
@@ -245,7 +252,7 @@ def _texts(value: Any) -> list[str]:
         except (ValueError, RecursionError):
             return [value]
         if all(isinstance(text, str) for text in texts):
-            return cast("list[str]", texts)
+            return [storable(text) for text in texts]  # an escape may be half of a pair
     return [_text(value)]
 
 

@@ -3,7 +3,7 @@
 A provider has two files, only ever appended to: PROVIDER.jsonl with a row a line, and PROVIDER.requests.jsonl with a
 line for each finished request. The rows are on the disk before the request's line is written, and the line says how
 long their file is then. What a killed search left behind the last line is cut off; what stands in a line is not asked
-again.
+again, but for a page of which images_per_word left rows out: a search for more images takes the rest of it.
 """
 
 import asyncio
@@ -45,8 +45,9 @@ MOST_BYTES = 20 << 20  # of one answer; a page of 50 images with all their texts
 class FinishedRequest:
     """A line of PROVIDER.requests.jsonl.
 
-    page, next: names of pages that only the provider understands; next is None where the query has no more.
-    rows, skipped: images kept and left out. length: bytes of PROVIDER.jsonl with this page's rows.
+    page, next: names of pages that only the provider understands; next is None where the query has no more, and `page`
+    itself where images_per_word left rows of it out.
+    rows, skipped: images kept, and those that cannot be used. length: bytes of PROVIDER.jsonl with this page's rows.
     limited_until: when the next request is welcome, where this one used up a limit (ISO 8601).
     """
 
@@ -140,10 +141,11 @@ async def _search_all(
 
 
 class _Query(NamedTuple):
-    """How far a query has come: rows kept so far, the page to ask for, None behind the last."""
+    """How far a query has come: rows kept so far, the page to ask for, None behind the last, rows kept of that page."""
 
     rows: int = 0
     next: str | None = ""
+    taken: int = 0
 
 
 class FoundFiles:
@@ -217,7 +219,9 @@ class FoundFiles:
         self.rows += request.rows
         self.length = request.length
         self.limited_until = datetime.fromisoformat(request.limited_until) if request.limited_until else None
-        self._queries[request.query] = _Query(self.of(request.query).rows + request.rows, request.next)
+        before = self.of(request.query)
+        taken = before.taken + request.rows if request.next == request.page else 0
+        self._queries[request.query] = _Query(before.rows + request.rows, request.next, taken)
 
 
 class _Passing(Exception):
@@ -291,10 +295,12 @@ class ProviderSearch:
 
     async def _search_page(self, query: str, page: str) -> None:
         answer = await self._ask(query, page)
-        room = self.settings.images_per_word - self.files.of(query).rows
+        so_far = self.files.of(query)
+        room = self.settings.images_per_word - so_far.rows
+        rows = answer.rows[so_far.taken :]
         # A page without a row, or one that leads to itself, would go on for ever.
         onward = answer.next if answer.rows and answer.next != page else None
-        kept = Page(answer.rows[:room], answer.skipped, onward)
+        kept = Page(rows[:room], 0 if so_far.taken else answer.skipped, page if len(rows) > room else onward)
         self.files.finish(query, page, kept, self._limited_until)
         self.rows += len(kept.rows)
         self.skipped += kept.skipped

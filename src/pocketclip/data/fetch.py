@@ -22,10 +22,11 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from pocketclip.data.download import Downloader, host_of
-from pocketclip.data.images import BadImage, shrink
+from pocketclip.data.images import BadImage
 from pocketclip.data.outcomes import FETCHED, Outcome, arrow, count, join_outcomes, read_outcomes, write_outcomes
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import IMAGE_EXTENSIONS, write_manifest, write_shard
+from pocketclip.data.shrink import shrink
 from pocketclip.data.spool import Spool, Tally, count_path
 from pocketclip.engine import Engine
 from pocketclip.errors import DataError

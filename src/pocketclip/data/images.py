@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pocketclip.recipe.schema import ImageSettings
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 MAX_PIXELS = 50_000_000
 
 
@@ -32,10 +31,10 @@ def open_image(data: bytes, at_least: int = 0, most_pixels: int = MAX_PIXELS) ->
         size, which libjpeg does in a fraction of the time. 0: whole.
     Raises BadImage with one of a few fixed reasons.
     """
-    return _decoded(_judged(data, most_pixels), at_least)
+    return decoded(judged(data, most_pixels), at_least)
 
 
-def _judged(data: bytes, most_pixels: int) -> Image.Image:
+def judged(data: bytes, most_pixels: int) -> Image.Image:
     """The image by its header, not decoded yet; raises BadImage where it is none or too large."""
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
@@ -49,7 +48,7 @@ def _judged(data: bytes, most_pixels: int) -> Image.Image:
     return image
 
 
-def _decoded(image: Image.Image, at_least: int) -> Image.Image:
+def decoded(image: Image.Image, at_least: int) -> Image.Image:
     """The pixels of an image that was judged, in place where it is RGB and upright: copies take as long as decoding."""
     if at_least and image.format == "JPEG":
         image.draft(image.mode, (at_least, at_least))
@@ -70,38 +69,6 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8)
-
-
-def shrink(data: bytes, short_side: int, quality: int, most_pixels: int = MAX_PIXELS) -> tuple[bytes, str]:
-    """Encoded bytes -> encoded bytes whose short side has at most `short_side` pixels, and their extension.
-
-    An image that is small enough stays as it is, byte for byte; a larger one becomes a JPEG of the given quality.
-    Either way it was decoded whole, so that what is kept can be read. Raises BadImage.
-    """
-    judged = _judged(data, most_pixels)
-    extension, small = EXTENSIONS[str(judged.format)], min(judged.size) <= short_side
-    image = _decoded(judged, short_side)
-    if small:
-        return data, extension
-    scale = short_side / min(image.size)
-    size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
-    buffer = io.BytesIO()
-    resized(image, *size).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue(), "jpg"
-
-
-def resized(image: Image.Image, width: int, height: int) -> Image.Image:
-    """An RGB image in another size (bicubic, antialiased); in the wildest noise apart, Pillow's to two levels of 255.
-
-    PyTorch does it with vector instructions, in a fourth of Pillow's time; see "Fetching beside img2dataset" in
-    docs/log.md.
-    """
-    import torch  # takes seconds, and most of what imports this module never shrinks anything
-    from torch.nn.functional import interpolate
-
-    pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # a view: PyTorch's "channels last"
-    result = interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-    return Image.fromarray(result.permute(0, 2, 3, 1)[0].numpy())
 
 
 def decode(data: bytes, size: int) -> NDArray[np.uint8]:

@@ -54,9 +54,9 @@ def pack(
         a folder of images  with captions beside them, or in class folders (`sources.Folder`)
     engine: where the work is done; None: in this process, on all cores. The shards are the same.
 
-    Otherwise the shards are made in a hidden folder beside `folder` and moved there when all are whole, manifest.json
-    last. What a killed run has finished stays in the hidden folder: the same command goes on with it, another one, or
-    one whose source has changed, begins anew. Memory does not grow with the source.
+    Otherwise the shards are made in a hidden folder, beside `folder` or in it, and moved there when all are whole,
+    manifest.json last. What a killed run has finished stays in the hidden folder: the same command goes on with it,
+    another one, or one whose source has changed, begins anew. Memory does not grow with the source.
     Raises DataError if the folder holds shards already or cannot be written, or if the source cannot be read or has no
     row of use.
     """
@@ -114,7 +114,8 @@ def _look(place: Path, options: PackOptions) -> Source:
     else:
         paths = [place]
     state = [(str(path), state_of(path)) for path in paths]
-    return Source(None, [Table.look(path, columns) for path in paths], str(state))
+    names = [path.relative_to(place).as_posix() if path != place else "" for path in paths]
+    return Source(None, [Table.look(path, columns, name) for path, name in zip(paths, names, strict=True)], str(state))
 
 
 def _identity(source: str, rows: Source | None, options: PackOptions) -> str:
@@ -209,11 +210,15 @@ def _report(source: object, rows: Counter[str], dropped: Counter[str], console: 
 def _hidden(folder: Path, identity: str) -> Iterator[Path]:
     """The hidden folder beside `folder`, ours alone: in it, what an earlier run of this identity has finished.
 
+    Where `folder` is there already the hidden one is inside it, as `folder` can be another disk, mounted.
+
     It goes when all is done, and where a run failed before its first shard was whole. Each identity has a folder of its
     own in it, so that the workers of a killed run, which may take a moment to end, write into no other's shards.
-    Raises DataError if `folder` holds shards.
+    Raises DataError if `folder` holds shards, or is none.
     """
-    hidden = folder.with_name(f".{folder.name}.part")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is no folder; choose another one")
+    hidden = folder / ".part" if folder.exists() else folder.with_name(f".{folder.name}.part")
     work = hidden / identity
     hidden.mkdir(parents=True, exist_ok=True)
     lock = FileLock(hidden / LOCK)
@@ -238,14 +243,12 @@ def _hidden(folder: Path, identity: str) -> Iterator[Path]:
 
 
 def _move(shards: Path, folder: Path) -> None:
-    """Move what was written into its folder: at once if that is new or empty, else file by file, the manifest last."""
+    """Move what was written into its folder: at once if that is new, else file by file, the manifest last."""
     names = _names(read_manifest(shards))
     for leftover in {path.name for path in shards.iterdir()} - {*names, "manifest.json"}:
         (shards / leftover).unlink()  # half a file of a killed process
     sync(shards)
-    if not folder.exists() or not any(folder.iterdir()):
-        if folder.exists():
-            folder.rmdir()
+    if not folder.exists():
         shards.rename(folder)
     else:
         for name in [*names, "manifest.json"]:

@@ -37,7 +37,8 @@ class PackOptions:
     image_column, caption_columns: of a table; empty: by their usual names. In an IMAGE.json beside its image,
         caption_columns are the keys. image_folder: where a table's paths begin; None: the table's own folder. No path
         may lead out of it.
-    test: share of the rows, by a hash of their names, that become the split "test"; the others are "train".
+    test: share of the rows, by a hash of their names, or of images inside Parquet, that become the split "test"; the
+        others are "train".
     rows_per_shard: rows of the source, of all splits together, in the shards of one number, at most.
     """
 

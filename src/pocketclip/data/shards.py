@@ -33,6 +33,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 INDEX_FORMAT = 1
 MAX_TEXT_BYTES = 1_000_000
 MAX_CAPTION = 10_000  # characters; a longer one is cut, no model reads so far
+LONGEST_KEY = 500  # characters; an index holds all keys of a shard at the length of the longest
 OPEN_SHARDS = 256  # files at a time; a shuffle touches all shards, and systems allow about a thousand
 CHECKED_HEADERS = 32
 Span = NDArray[np.int64]
@@ -79,9 +80,12 @@ class ShardWriter:
         self._file = file
 
     def add(self, row: Row) -> None:
-        """Append a row's files."""
+        """Append a row's files. Raises ValueError for an extension that no reader would take for an image's."""
+        if row.extension not in IMAGE_EXTENSIONS:
+            raise ValueError(f"{row.key}.{row.extension}: the extension is none of {', '.join(IMAGE_EXTENSIONS)}")
         details = json.dumps({"captions": row.captions, **row.metadata}, ensure_ascii=False)
-        contents = {row.extension: row.image, "txt": row.captions[0].encode(), "json": details.encode()}
+        texts = {"txt": row.captions[0], "json": details}  # which can hold half characters
+        contents = {row.extension: row.image} | {name: text.encode(errors="replace") for name, text in texts.items()}
         files: dict[str, tuple[int, int]] = {}
         for extension, content in contents.items():
             whole = tar.member(f"{row.key}.{extension}", content)
@@ -94,8 +98,8 @@ class ShardWriter:
 def write_index(path: Path) -> None:
     """Scan a tar and write its index beside it.
 
-    Rows without an image, without any caption file, with a key that an earlier row has, or with one that leads out of
-    the folder where somebody unpacks the tar are left out and counted by reason in the index.
+    Rows without an image, without any caption file, with a key that an earlier row has, that is too long or not UTF-8,
+    or that leads out of the folder where somebody unpacks the tar are left out and counted by reason in the index.
     Raises DataError if the tar ends early or is no tar.
     """
     dropped: Counter[str] = Counter()
@@ -142,7 +146,11 @@ def _scan(path: Path, dropped: Counter[str]) -> Members:
 
 def _note_row(key: str, files: dict[str, tuple[int, int]], members: Members, dropped: Counter[str]) -> None:
     """Add files that lie together to the rows of a tar, or count why not."""
-    if not stays_inside(key):
+    if len(key) > LONGEST_KEY:
+        dropped[f"name of more than {LONGEST_KEY} characters"] += 1
+    elif key != _whole(key):
+        dropped["name that is not UTF-8"] += 1
+    elif not stays_inside(key):
         dropped["name that leads out of the folder"] += 1
     elif members.get(key, {}).keys() & files.keys():  # not more files of one row, but another row
         dropped["key that another row has"] += 1
@@ -207,7 +215,10 @@ class Shard:
                 version, tar_size = int(arrays["format"]), int(arrays["tar_size"])
                 self.keys, self.spans = arrays["keys"], arrays["spans"]
                 self.dropped = _counts(arrays["dropped"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            whole = self.keys.dtype.kind == "U" and self.spans.dtype == np.int64
+            if not whole or self.spans.shape != (*self.keys.shape, 6) or self.keys.ndim != 1:
+                raise ValueError
+        except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
             raise DataError(f"{index}: damaged index; delete it, and it is made anew") from None
         if version != INDEX_FORMAT:
             raise DataError(f"{index}: format {version}, this version reads {INDEX_FORMAT}; delete it, it is made anew")
@@ -240,10 +251,12 @@ class Shard:
         return self._span(row, 0)
 
     def extension(self, row: int) -> str:
-        """What kind of file the image is, by its name: "jpg", "png", "webp"."""
+        """What kind of file the image is, by its first bytes: "png", "webp", else "jpg"."""
         start = int(self.spans[row, 0])
-        name = _mapped(self)[start - 512 : start - 412].rstrip(b"\0")
-        return name.rpartition(b".")[2].decode("ascii", errors="replace")
+        head = _mapped(self)[start : start + 12]
+        if head.startswith(b"\x89PNG"):
+            return "png"
+        return "webp" if head[:4] == b"RIFF" and head[8:] == b"WEBP" else "jpg"
 
     def metadata(self, row: int) -> dict[str, Any]:
         """The row's JSON, empty if it has none or it cannot be read."""
@@ -279,7 +292,12 @@ def _clean(caption: object) -> str:
     """
     if not isinstance(caption, str):
         return ""
-    return caption[:MAX_CAPTION].strip().encode("utf-8", errors="replace").decode("utf-8")
+    return _whole(caption[:MAX_CAPTION].strip())
+
+
+def _whole(text: str) -> str:
+    """A text with "?" for each half character, and for each byte of a name that is not UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def _counts(lines: NDArray[np.str_]) -> Counter[str]:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pocketclip.data.images import MAX_PIXELS, BadImage, shrink
+from pocketclip.data.images import MAX_PIXELS, BadImage
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import MAX_CAPTION
+from pocketclip.data.shrink import shrink
 from pocketclip.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -34,7 +35,8 @@ class Found:
     """An image with its captions, before anybody looked at it.
 
     name: what the source calls it; its hash is the row's key, and says whether the row is for testing.
-    image: its bytes, or where they lie. again: 0, or a number that tells it from others of the same name.
+    image: its bytes, or where they lie; bytes have no name that all rows of one picture share, and say themselves
+        whether the row is for testing. again: tells it from others of the same name, "" where there are none.
     split: where the source has splits of its own; "" where it has none.
     """
 
@@ -42,7 +44,7 @@ class Found:
     image: bytes | Path
     captions: Sequence[str]
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    again: int = 0
+    again: str = ""
     split: str = ""
 
     @property
@@ -51,12 +53,14 @@ class Found:
         return _digits(f"{self.again}\0{self.name}" if self.again else self.name)
 
     def split_of(self, test: float) -> str:
-        """The source's own split, else "test" for this share of all names, else "train"."""
-        return self.split or ("test" if int(_digits(self.name), 16) < test * 2**64 else "train")
+        """The source's own split, else "test" for this share of all names or images, else "train"."""
+        lot = _digits(self.image if isinstance(self.image, bytes) else self.name)
+        return self.split or ("test" if int(lot, 16) < test * 2**64 else "train")
 
 
-def _digits(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _digits(content: str | bytes) -> str:
+    content = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def make_rows(

@@ -42,6 +42,8 @@ class Table:
     groups: of Parquet with images inside, the rows of each of its groups, which can be read on their own; paths among
         such images are merged within what is read together. Empty for all other tables.
     start, stop: which rows of a Parquet file are meant, if not all.
+    name: its path in the source, where that has several tables: rows of two of them are never the same. "" where it is
+        the only one.
     """
 
     path: Path
@@ -50,9 +52,10 @@ class Table:
     groups: tuple[int, ...] = ()
     start: int = 0
     stop: int | None = None
+    name: str = ""
 
     @classmethod
-    def look(cls, path: Path, columns: Columns) -> "Table":
+    def look(cls, path: Path, columns: Columns, name: str = "") -> "Table":
         """What is known of a table before it is read.
 
         Raises DataError if Parquet cannot be read or has no column of images or captions, and where paths would begin
@@ -61,7 +64,7 @@ class Table:
         root = Path(os.path.realpath(columns.folder or path.parent))
         if not root.is_dir():
             raise DataError(f"{root}: no such folder; the images' paths begin there")
-        table = cls(path.absolute(), replace(columns, folder=root))
+        table = cls(path.absolute(), replace(columns, folder=root), name=name)
         if path.suffix.lower() == ".parquet":
             table.total, table.groups = look_into(table.path, columns)
         return table
@@ -75,7 +78,8 @@ class Table:
         window, lines, characters = self.start, 0, 0
         for number, line in enumerate(self._lines(dropped), self.start):
             if isinstance(line.image, bytes):
-                yield Found(f"{self.path.name} row {number}", line.image, line.captions, line.metadata, split=split)
+                name = f"{self.name or self.path.name} row {number}"
+                yield Found(name, line.image, line.captions, line.metadata, split=split)
                 continue
             file = inside(root, line.image)
             if file is None:
@@ -83,13 +87,18 @@ class Table:
                 continue
             name = file.relative_to(root).as_posix()
             if lines >= MERGED_LINES or characters >= MERGED_CHARACTERS:
-                yield from _held(held, root, window, split)
+                yield from self._held(held, root, window, split)
                 held, window, lines, characters = {}, window + 1, 0, 0
             held.setdefault(name, Line(name, [], line.metadata)).captions.extend(line.captions)
             lines, characters = lines + 1, characters + len(name) + sum(map(len, line.captions))
         if not self.groups and not window:
             self.total = len(held)
-        yield from _held(held, root, window, split)
+        yield from self._held(held, root, window, split)
+
+    def _held(self, held: dict[str, Line], root: Path, window: int, split: str) -> Iterator[Found]:
+        again = " ".join(filter(None, (self.name, str(window or ""))))
+        for name, line in held.items():
+            yield Found(name, root / name, line.captions, line.metadata, again, split)
 
     def _lines(self, dropped: Counter[str]) -> Iterator[Line]:
         suffix = self.path.suffix.lower()
@@ -102,11 +111,6 @@ class Table:
                 yield from reader(self.path, file, self.columns, dropped)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
-
-
-def _held(held: dict[str, Line], root: Path, window: int, split: str) -> Iterator[Found]:
-    for name, line in held.items():
-        yield Found(name, root / name, line.captions, line.metadata, window, split)
 
 
 def _text_lines(path: Path, file: BinaryIO, dropped: Counter[str]) -> Iterator[str]:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+TOO_LARGE = 2**31  # for an integer: what lies in C below takes no larger ones everywhere
+Positive = Annotated[int, Field(ge=1, lt=TOO_LARGE)]
+Natural = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Colour = tuple[float, float, float]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -148,7 +149,7 @@ class CaptionSettings(Settings):
 class TokenizerSettings(Settings):
     """The byte-level byte-pair vocabulary."""
 
-    vocabulary_size: Annotated[int, Field(ge=258)] = Field(
+    vocabulary_size: Annotated[int, Field(ge=258, lt=TOO_LARGE)] = Field(
         16384, description="entries: 256 bytes, 2 special tokens, the rest merges"
     )
     lowercase: bool = Field(True, description="fold capitals before splitting, as OpenAI's tokenizer does")
@@ -204,7 +205,7 @@ class ImageTowerSettings(TransformerSettings):
 class TextTowerSettings(TransformerSettings):
     """The causal text transformer."""
 
-    context_length: Annotated[int, Field(ge=3)] = Field(
+    context_length: Annotated[int, Field(ge=3, lt=TOO_LARGE)] = Field(
         77, description="longest caption, tokens, with start and end; longer ones are cut"
     )
 
@@ -220,7 +221,7 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The optimisation."""
 
-    batch_size: Annotated[int, Field(ge=2)] = Field(128, description="pairs a step")
+    batch_size: Annotated[int, Field(ge=2, lt=TOO_LARGE)] = Field(128, description="pairs a step")
     epochs: Positive = Field(32, description="passes over the training rows")
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak, reached after the warm-up")
     final_learning_rate: Share = Field(0.0, description="where the cosine ends, as a share of the peak")

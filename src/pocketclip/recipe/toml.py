@@ -28,7 +28,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     found = _find(Path(path))
     try:
         values = tomllib.loads(found.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
@@ -100,7 +100,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"override {key}: {section} is a value, not a section")
     try:
         target[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # also of a number with thousands of digits, which is no TOMLDecodeError
         target[last] = text
 
 
