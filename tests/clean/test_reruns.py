@@ -43,6 +43,15 @@ def test_no_two_shards_are_written_to_one_file(tmp_path: Path) -> None:
     assert sorted(kept) == sorted(outcomes(tmp_path / "out"))
 
 
+def test_test_rows_are_drawn_of_the_training_split_alone(tmp_path: Path) -> None:
+    for place, split in enumerate(("train", "validation")):
+        write_shards([row(f"{split}-{n}", picture(40 * place + n, SIZE)) for n in range(40)], tmp_path / "raw", split)
+    rows = run(tmp_path / "raw", tmp_path / "out", HERE, test=0.5)["rows"]
+    assert rows["validation"] == 40
+    assert rows["test"] + rows["train"] == 40
+    assert 8 < rows["test"] < 32
+
+
 def test_other_captions_in_shards_of_the_same_size_are_noticed(tmp_path: Path) -> None:
     source = write(tmp_path / "raw")
     sizes = [path.stat().st_size for path in sorted(source.glob("*.tar"))]
