@@ -336,9 +336,12 @@ def _pool(
         try:
             yield pool
         except BaseException:
+            manager: Any = pool._executor_manager_thread
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others:
                 worker.kill()  # what they have in hand can take minutes, and is made to be cut off
+            if manager:  # else Python, as it ends, meets what that thread is just closing, and prints a traceback
+                manager.join(timeout=5)
             raise
 
 
