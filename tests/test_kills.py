@@ -330,6 +330,8 @@ def test_a_pack(tmp_path: Path, chance: random.Random) -> None:
     complete = lambda folder: (folder / "packed" / "manifest.json").exists()  # noqa: E731
     trial = Trial(lambda folder: start(folder, *command), Path.mkdir, chance, complete=complete)
     calm = tmp_path / "calm"
-    trial.undisturbed(calm, lambda: any(calm.iterdir()))
+    trial.undisturbed(
+        calm, lambda: any(path.is_file() for path in calm.rglob(".*.part"))
+    )  # workers import PyTorch first
     trial.fire(calm)
     assert len(list(calm.glob("packed/*.tar"))) > 2

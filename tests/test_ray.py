@@ -232,7 +232,9 @@ def test_clean(cluster: Cluster, tmp_path: Path) -> None:
     for name, arguments in (("here", ("--workers", 2)), ("there", on(cluster))):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "recipe.toml").write_text('data.folder = "data"\nclean = { short_side = 16, test = 0.1 }\n')
+        (folder / "recipe.toml").write_text(
+            'data.folder = "data"\nclean = { short_side = 16, test = 0.1, duplicates = "exact" }\n'
+        )
         finish(start(folder, "clean", "recipe.toml", "--source", "../packed", *arguments), folder)
     found = files(tmp_path / "there")
     assert found == files(tmp_path / "here")
