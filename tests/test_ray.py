@@ -233,7 +233,7 @@ def test_clean(cluster: Cluster, tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "recipe.toml").write_text(
-            'data.folder = "data"\nclean = { short_side = 16, test = 0.1, duplicates = "exact" }\n'
+            'data.folder = "data"\nclean = { short_side = 16, test = 0.1, duplicates = "keep" }\n'
         )
         finish(start(folder, "clean", "recipe.toml", "--source", "../packed", *arguments), folder)
     found = files(tmp_path / "there")
