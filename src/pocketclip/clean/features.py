@@ -18,6 +18,7 @@ from pocketclip.clean.captions import why_not
 from pocketclip.clean.duplicates import GRID, WORDS, colour_grid, look_hash
 from pocketclip.data.images import FORMATS, BadImage, open_image
 from pocketclip.data.outcomes import arrow
+from pocketclip.data.rows import storable
 from pocketclip.data.shards import Shard
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
@@ -131,7 +132,7 @@ def _queries(metadata: dict[str, Any]) -> list[str]:
     """What the image was found by; half characters, which JSON can hold but Arrow cannot, are marked."""
     queries = metadata.get("queries")
     texts = [text for text in queries if isinstance(text, str)] if isinstance(queries, list) else []
-    return [text.encode(errors="replace").decode() for text in texts if text.strip()]
+    return [storable(text) for text in texts if text.strip()]
 
 
 @lru_cache(maxsize=1)

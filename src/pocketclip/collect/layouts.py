@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketclip.collect.payload import storable
+from pocketclip.data.rows import storable
 from pocketclip.errors import CollectError
 
 NAME = re.compile(r"\.(csv|tsv|jsonl|ndjson|parquet)\d*(\.gz)?$", re.IGNORECASE)  # Unsplash numbers its files: .tsv000

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pocketclip.collect.layouts import CC3M, CC12M, NAME, TEXTS, UNSPLASH, Asked, Layout, choose_layout
-from pocketclip.collect.payload import storable
+from pocketclip.data.rows import storable
 from pocketclip.errors import CollectError
 
 if TYPE_CHECKING:

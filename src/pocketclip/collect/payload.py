@@ -42,11 +42,6 @@ def clean(text: str) -> str:
     return " ".join(UNPRINTABLE.sub(" ", text).split())
 
 
-def storable(text: str) -> str:
-    """The text with ? for halves of surrogate pairs, which no file can hold."""
-    return text.encode(errors="replace").decode()
-
-
 def strip_html(text: str) -> str:
     """What a reader sees of a piece of HTML, on one line. Linear in its length, and no markup is too broken."""
     return clean(html.unescape(TAG.sub("", BREAK.sub(" ", HIDDEN.sub(" ", text)))))

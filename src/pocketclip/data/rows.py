@@ -20,3 +20,8 @@ class Row:
     extension: str
     captions: tuple[str, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def storable(text: str) -> str:
+    """A text as files can hold it: "?" for each half character, or byte of a name that is not UTF-8."""
+    return text.encode(errors="replace").decode()

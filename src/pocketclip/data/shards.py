@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketclip.data import tar
-from pocketclip.data.rows import Row
+from pocketclip.data.rows import Row, storable
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
 
@@ -148,7 +148,7 @@ def _note_row(key: str, files: dict[str, tuple[int, int]], members: Members, dro
     """Add files that lie together to the rows of a tar, or count why not."""
     if len(key) > LONGEST_KEY:
         dropped[f"name of more than {LONGEST_KEY} characters"] += 1
-    elif key != _whole(key):
+    elif key != storable(key):
         dropped["name that is not UTF-8"] += 1
     elif not stays_inside(key):
         dropped["name that leads out of the folder"] += 1
@@ -292,12 +292,7 @@ def _clean(caption: object) -> str:
     """
     if not isinstance(caption, str):
         return ""
-    return _whole(caption[:MAX_CAPTION].strip())
-
-
-def _whole(text: str) -> str:
-    """A text with "?" for each half character, and for each byte of a name that is not UTF-8."""
-    return text.encode(errors="replace").decode()
+    return storable(caption[:MAX_CAPTION].strip())
 
 
 def _counts(lines: NDArray[np.str_]) -> Counter[str]:

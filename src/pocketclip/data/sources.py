@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketclip.data.images import MAX_PIXELS, BadImage
-from pocketclip.data.rows import Row
+from pocketclip.data.rows import Row, storable
 from pocketclip.data.shards import MAX_CAPTION
 from pocketclip.data.shrink import shrink
 from pocketclip.errors import DataError
@@ -103,13 +103,13 @@ def _row(found: Found, short_side: int) -> Row | str:
         data, extension = shrink(data, short_side or MAX_PIXELS, quality=90)
     except BadImage as error:
         return str(error)
-    source = found.name.encode("utf-8", "replace").decode()
+    source = storable(found.name)
     return Row(found.key, data, extension, captions, {"source": source, **found.metadata})
 
 
 def _clean(captions: Sequence[str]) -> tuple[str, ...]:
     """Distinct captions without white space at their ends, at most MAX_CAPTION long; half characters become "?"."""
-    texts = (text.strip()[:MAX_CAPTION].strip().encode("utf-8", "replace").decode() for text in captions)
+    texts = (storable(text.strip()[:MAX_CAPTION].strip()) for text in captions)
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
@@ -194,7 +194,7 @@ class Folder:
                 elif listed.folder == root:
                     dropped["not in a class folder"] += 1
                 else:
-                    group = listed.folder.name.encode("utf-8", "replace").decode()
+                    group = storable(listed.folder.name)
                     yield Found(relative, path, [group.replace("_", " ").replace("-", " ")], {"group": group})
 
 
