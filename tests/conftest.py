@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -19,6 +20,9 @@ from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
 
 # Small products on many threads spend their time waiting for each other, most of all beside other test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Tests that are run in a shell's background ignore Ctrl-C, and what they start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example may take long where the machine is busy: a fact of the machine, not of the code.
 hypothesis.settings.register_profile("no deadline", deadline=None)

@@ -51,6 +51,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Remove what killed processes had half written of a folder's files; for who alone writes those now.
+
+    name: the files' name, or a pattern such as `train-*.tar`.
+    """
+    for leftover in folder.glob(f".{name}.*.part"):
+        leftover.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut; a folder where the system can."""
     if path.is_dir() and os.name == "nt":

@@ -25,7 +25,7 @@ from pocketclip.data.shards import Shard, index_path, read_manifest, split_of, s
 from pocketclip.data.sources import state_of
 from pocketclip.engine import Engine
 from pocketclip.errors import DataError
-from pocketclip.files import whole_file
+from pocketclip.files import remove_unfinished, whole_file
 from pocketclip.progress import WorkProgress
 from pocketclip.recipe.schema import Recipe
 
@@ -146,8 +146,7 @@ def _clear(folder: Path) -> None:
     """Remove what the passes told each other, and what killed ones had half written; nobody else cleans here now."""
     shutil.rmtree(folder / UNDER_WAY, ignore_errors=True)
     for name in (RECORD, OUTCOMES, "manifest.json", "*-[0-9]*.tar", "*-[0-9]*.index.npz"):
-        for leftover in folder.glob(f".{name}.*.part"):
-            leftover.unlink(missing_ok=True)
+        remove_unfinished(folder, name)
 
 
 def _look(

@@ -30,7 +30,7 @@ from pocketclip.data.shrink import shrink
 from pocketclip.data.spool import Spool, Tally, count_path
 from pocketclip.engine import Engine
 from pocketclip.errors import DataError
-from pocketclip.files import sha256, whole_file
+from pocketclip.files import remove_unfinished, sha256, whole_file
 from pocketclip.progress import WorkProgress
 from pocketclip.recipe.schema import FetchSettings
 
@@ -112,7 +112,7 @@ def fetch(
                 job.lock.unlink(missing_ok=True)
                 count_path(job.spool).unlink(missing_ok=True)
             for kind in ("manifest", "outcomes", "fetch"):
-                _clear(folder, kind)
+                remove_unfinished(folder, kind)
     except Timeout:
         raise DataError(
             f"{folder}: another process is fetching into it; wait for it, or choose another folder"
@@ -146,7 +146,7 @@ def fetch_shard(job: Job) -> Counter[str]:
     job.lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(job.lock, timeout=30):
         for folder in (job.tar.parent, job.outcomes.parent):
-            _clear(folder, job.tar.stem)
+            remove_unfinished(folder, job.tar.stem)
         outcomes = read_outcomes(job.outcomes) if job.written else []
         if outcomes and [one.row for one in outcomes] != list(range(job.start, job.stop)):
             raise DataError(f"{job.outcomes}: damaged (other rows); delete it, and its rows are fetched again")
@@ -170,12 +170,6 @@ def fetch_shard(job: Job) -> Counter[str]:
             write_outcomes(ordered, job.outcomes)
         job.spool.unlink()
     return count(ordered)
-
-
-def _clear(folder: Path, stem: str) -> None:
-    """Remove what killed processes had half written of a file; nobody else writes it now."""
-    for leftover in folder.glob(f".{stem}.*.part"):
-        leftover.unlink(missing_ok=True)
 
 
 def _unfit(rows: Sequence[dict[str, Any]]) -> dict[int, str]:

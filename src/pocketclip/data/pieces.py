@@ -21,7 +21,7 @@ from pocketclip.data.rows import Row
 from pocketclip.data.shards import ShardWriter, index_path, new_shard
 from pocketclip.data.sources import WORKERS, Folder, Found, make_rows
 from pocketclip.data.tables import Table
-from pocketclip.files import whole_file
+from pocketclip.files import remove_unfinished, whole_file
 
 SHARDS = "shards"
 PATIENCE = 30  # seconds for a worker of a killed run to end
@@ -89,8 +89,7 @@ def pack_shard(piece: Piece) -> Counts:
     with FileLock(piece.folder / f"{piece.number:05d}.lock", timeout=PATIENCE):
         if counts := finished(piece.folder, piece.number):
             return counts
-        for leftover in (piece.folder / SHARDS).glob(f".*-{piece.number:05d}.*.part"):  # of a killed worker
-            leftover.unlink(missing_ok=True)
+        remove_unfinished(piece.folder / SHARDS, f"*-{piece.number:05d}")
         found = chain.from_iterable(one.found(dropped) if isinstance(one, Table) else (one,) for one in piece.content)
         made = make_rows(found, options.short_side, dropped, piece.threads)
         rows = ((one.split_of(options.test), row) for one, row in made if row)

@@ -25,7 +25,7 @@ from pocketclip.data.images import normalise
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device, describe_environment
 from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerError, TrainingError
-from pocketclip.files import whole_file
+from pocketclip.files import remove_unfinished, whole_file
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import differences, load_recipe, to_toml
@@ -285,8 +285,7 @@ def prepare_folder(folder: Path, recipe: Recipe, device: Device) -> None:
         "environment.json": json.dumps(describe_environment(device), indent=2) + "\n",
     }
     try:
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink()
+        remove_unfinished(folder, "*")
         for name, text in texts.items():
             with whole_file(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
