@@ -36,6 +36,7 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="POSIX signals"),
 ]
 KILLS = 10
+EARLY = 0.2  # share of the kills that come before the process has begun to work
 LAG = 0.01  # seconds of a server before each answer, so that kills come while answers are waited for
 
 
@@ -80,14 +81,16 @@ def files(folder: Path) -> dict[str, bytes]:
 class Trial:
     """A command under fire.
 
-    run: starts it in a folder. prepare: makes such a folder's input. finished: what a folder holds that must not be
-    asked for again. asked: what the server was asked for, in order. in_flight: requests at a time, at most. complete:
-    whether a folder, killed at the very end, holds all that the command makes, which then refuses to make it again.
+    run: starts it in a folder. prepare: makes such a folder's input. sign: changes when a process begins to work there.
+    finished: what a folder holds that must not be asked for again. asked: what the server was asked for, in order.
+    in_flight: requests at a time, at most. complete: whether a folder, killed at the very end, holds all that the
+    command makes, which then refuses to make it again.
     """
 
     run: Callable[[Path], subprocess.Popen[bytes]]
     prepare: Callable[[Path], None]
     chance: random.Random
+    sign: Callable[[Path], object]
     finished: Callable[[Path], set[object]] = lambda _: set()
     asked: Callable[[], list[object]] = list
     in_flight: int = 0
@@ -97,17 +100,22 @@ class Trial:
     requests: int = field(default=0, init=False)
     repeated: int = field(default=0, init=False)
 
-    def undisturbed(self, folder: Path, started: Callable[[], bool]) -> None:
-        """Run once and measure: how long until `started` says that work has begun, and how long the work takes."""
+    def undisturbed(self, folder: Path) -> None:
+        """Run once and measure how long it takes until work has begun, and how long the work takes."""
         self.prepare(folder)
         began = time.monotonic()
-        process = self.run(folder)
-        while not started() and process.poll() is None:
-            time.sleep(0.005)
+        process = self._begun(folder)
         self.startup = time.monotonic() - began
         finish(process, folder)
         self.work = time.monotonic() - began - self.startup
         self.alone = len(self.asked())
+
+    def _begun(self, folder: Path) -> subprocess.Popen[bytes]:
+        """A process that has begun to work, or has ended."""
+        before, process = self.sign(folder), self.run(folder)
+        while self.sign(folder) == before and process.poll() is None:
+            time.sleep(0.005)
+        return process
 
     def fire(self, folder: Path) -> None:
         """Kill it until KILLS have hit a running process, then let it come to its end.
@@ -138,15 +146,17 @@ class Trial:
         done: set[object] = set()
         halves: set[Path] = set()
         for delay in self._delays(kills):
-            before, began = len(self.asked()), time.monotonic()
-            process = self.run(folder)
+            before = len(self.asked())
+            early = self.chance.random() < EARLY
+            process = self.run(folder) if early else self._begun(folder)
+            began = time.monotonic()
             try:
-                process.wait(delay)
+                process.wait(self.chance.random() * self.startup if early else delay)
             except subprocess.TimeoutExpired:
                 self.landed += kill(process)
             assert process.returncode in (0, -signal.SIGKILL), self._said(folder)
             assert not done & set(self.asked()[before:]), "finished, and asked for again"
-            worked += max(0.0, time.monotonic() - began - self.startup)
+            worked += 0.0 if early else time.monotonic() - began
             if process.returncode and self.complete(folder):
                 assert self.run(folder).wait(300) == 2, self._said(folder)  # and clears up what the killed one left
             if process.returncode == 0 or self.complete(folder):
@@ -163,9 +173,9 @@ class Trial:
         assert not done & set(self.asked()[before:]), "finished, and asked for again"
 
     def _delays(self, kills: int) -> list[float]:
-        """From each start to its kill: moments all over the work, and what was done by the one before counts."""
+        """From the beginning of work to each kill: moments all over it; what was done before the last one counts."""
         moments = sorted(self.chance.random() * self.work for _ in range(kills))
-        return [self.startup + later - earlier for earlier, later in pairwise([0.0, *moments])]
+        return [later - earlier for earlier, later in pairwise([0.0, *moments])]
 
     def _said(self, folder: Path) -> str:
         return (folder.parent / f"{folder.name}-said.txt").read_text()
@@ -217,12 +227,13 @@ def test_a_search(tmp_path: Path, chance: random.Random) -> None:
             lambda folder: start(folder, "search", "recipe.toml", code=NO_PAUSE),
             prepare,
             chance,
+            lambda _: len(server.log),
             finished_requests,
             lambda: [(asked.provider, asked.query, asked.page) for asked in server.log],
             in_flight=len(PROVIDERS),
         )
         calm = tmp_path / "calm"
-        trial.undisturbed(calm, lambda: bool(server.log))
+        trial.undisturbed(calm)
         trial.fire(calm)
     tables = set()
     for folder in (calm, *tmp_path.glob("calm-killed-?")):
@@ -301,11 +312,12 @@ def test_a_fetch(tmp_path: Path, chance: random.Random) -> None:
             lambda folder: start(folder, "fetch", "recipe.toml", "--workers", 2),
             prepare,
             chance,
+            lambda _: len(server.order),
             finished_rows,
             lambda: server.order,
             in_flight=2 * 2 * 4,  # workers, hosts, connections to each; a row between two tries holds its place there
         )
-        trial.undisturbed(tmp_path / "calm", lambda: bool(server.order))
+        trial.undisturbed(tmp_path / "calm")
         trial.fire(tmp_path / "calm")
     outcomes = read_outcomes(next(tmp_path.glob("calm/**/outcomes.parquet")))
     assert {one.attempts for one in outcomes} == {1, 2}
@@ -328,10 +340,9 @@ def test_a_pack(tmp_path: Path, chance: random.Random) -> None:
     write_images(tmp_path / "images", 6000)
     command = ("pack", tmp_path / "images", "packed", "--short-side", 64, "--test", 0.1, "--workers", 2)
     complete = lambda folder: (folder / "packed" / "manifest.json").exists()  # noqa: E731
-    trial = Trial(lambda folder: start(folder, *command), Path.mkdir, chance, complete=complete)
+    half_written = lambda folder: {path for path in folder.rglob(".*.part") if path.is_file()}  # noqa: E731
+    trial = Trial(lambda folder: start(folder, *command), Path.mkdir, chance, half_written, complete=complete)
     calm = tmp_path / "calm"
-    trial.undisturbed(
-        calm, lambda: any(path.is_file() for path in calm.rglob(".*.part"))
-    )  # workers import PyTorch first
+    trial.undisturbed(calm)
     trial.fire(calm)
     assert len(list(calm.glob("packed/*.tar"))) > 2
