@@ -60,6 +60,12 @@ def test_missing_things_are_named(recipe_file: Path, tmp_path: Path) -> None:
     assert_one_clear_line(pocketclip("train", recipe_file, f"data.folder={tmp_path}/none"), "none", "no shards")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are no bytes there")
+def test_names_that_are_not_utf_8_are_refused(recipe_file: Path) -> None:
+    source = os.fsdecode(b"fetched\xff")
+    assert_one_clear_line(pocketclip("clean", recipe_file, "--source", source), r"'fetched\udcff'", "not UTF-8")
+
+
 def test_packaged_recipes_are_found_from_anywhere(tmp_path: Path) -> None:
     assert_one_clear_line(pocketclip("tokenizer", "quickstart", cwd=tmp_path), "data/openmoji", "no shards")
 

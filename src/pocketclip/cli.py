@@ -306,6 +306,9 @@ def quickstart(recipe: RecipeFile = "quickstart", overrides: Overrides = None, r
 
 def main() -> None:
     """Run the command line: a mistake is one line on stderr and exit code 2, a stopped training exit code 130."""
+    for argument in sys.argv[1:]:
+        if argument != argument.encode(errors="replace").decode():
+            _fail(f"{argument!r}: not UTF-8, in which names are kept here; give it another name")
     try:
         app()
     except PocketCLIPError as error:
