@@ -32,7 +32,7 @@ from pocketclip.recipe.toml import differences, load_recipe, to_toml
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 from pocketclip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pocketclip.train.log import MetricsLog, ProgressLine
-from pocketclip.train.losses import contrastive_loss
+from pocketclip.train.losses import caption_numbers, softmax_loss
 from pocketclip.train.optimizer import build_optimizer
 from pocketclip.train.schedule import learning_rate
 
@@ -57,11 +57,12 @@ class Learner:
         """
         settings = self.recipe.train
         device = self.device.device
-        tokens = batch.tokens.to(device, non_blocking=True)
+        tokens, ends = batch.tokens.to(device, non_blocking=True), batch.ends.to(device, non_blocking=True)
         with self.device.autocast():
             images = self.model.encode_images(normalise(batch.pixels.to(device, non_blocking=True), self.recipe.image))
-            texts = self.model.encode_texts(tokens, batch.ends.to(device, non_blocking=True))
-        loss = contrastive_loss(images, texts, self.model.scale(), tokens, settings.label_smoothing)
+            texts = self.model.encode_texts(tokens, ends)
+        captions = caption_numbers(tokens, ends)
+        loss = softmax_loss(images, texts, self.model.scale(), captions, settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         length = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         rate = learning_rate(number, self.steps, settings)
