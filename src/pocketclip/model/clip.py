@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketclip.model.image_tower import ImageTower
+from pocketclip.model.resnet import ResNet
 from pocketclip.model.text_tower import TextTower
 from pocketclip.recipe.schema import Recipe
 
@@ -23,7 +24,8 @@ class CLIP(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.visual = ImageTower(recipe.image_tower, recipe.image.size, recipe.model.embedding_width)
+        image_tower = ResNet if recipe.image_tower.stages else ImageTower
+        self.visual = image_tower(recipe.image_tower, recipe.image.size, recipe.model.embedding_width)
         self.text = TextTower(recipe.text_tower, recipe.tokenizer.vocabulary_size, recipe.model.embedding_width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / recipe.model.initial_temperature)))
         self.max_logit_scale = recipe.model.max_logit_scale

@@ -4,9 +4,12 @@ A recipe file states only what differs from these defaults; `docs/settings.md` i
 Values are strict: "true" is no boolean, 1.5 is no integer.
 """
 
-from typing import Annotated, Literal, Self
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pocketclip.recipe.zoo import IMAGE_TOWERS, TEXT_TOWERS
 
 TOO_LARGE = 2**31  # for an integer: what lies in C below takes no larger ones everywhere
 Positive = Annotated[int, Field(ge=1, lt=TOO_LARGE)]
@@ -176,9 +179,19 @@ class TransformerSettings(Settings):
         return self
 
 
-class ImageTowerSettings(TransformerSettings):
-    """The vision transformer."""
+def _require_known(size: str, sizes: dict[str, Any]) -> None:
+    if size and size not in sizes:
+        close = get_close_matches(size, sizes, n=1, cutoff=0)
+        raise ValueError(f"size = {size!r}: no such size; the nearest is {close[0]!r}, all are {', '.join(sizes)}")
 
+
+class ImageTowerSettings(TransformerSettings):
+    """The image tower: a vision transformer, or a ResNet."""
+
+    size: str = Field(
+        "",
+        description="a size by its name, which sets the keys below and image.size; keys that are given beside it count",
+    )
     width: Positive = Field(768, description="width of the tower")
     heads: Positive = Field(12, description="attention heads; must divide the width")
     patch_size: Positive = Field(32, description="side of the square that becomes one token, pixels; must divide size")
@@ -186,11 +199,29 @@ class ImageTowerSettings(TransformerSettings):
         (), description="channels of stride-2 convolutions before the tokens, e.g. [48, 96, 192]; empty: plain patches"
     )
     pool: Literal["class", "mean"] = Field("class", description="read a class token, or the mean over all tokens")
+    cut_edges: bool = Field(
+        False, description="patches need not fill the image: what is left at the right and the lower edge is not seen"
+    )
+    stages: tuple[Positive, ...] = Field(
+        (),
+        description="blocks of each stage of a ResNet as OpenAI's CLIP has it, e.g. [3, 4, 6, 3]; width is then that "
+        "of its first stage, and layers, pool and stem_channels do not count; empty: a vision transformer",
+    )
 
     @property
     def stem_stride(self) -> int:
         """How many pixels one position after the stem stands for, per side."""
         return int(2 ** len(self.stem_channels))
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        _require_known(self.size, IMAGE_TOWERS)
+        if self.stages and self.patch_size != 2 ** (len(self.stages) + 1):
+            raise ValueError(
+                f"patch_size = {self.patch_size}: a ResNet of {len(self.stages)} stages shrinks the picture to one in "
+                f"{2 ** (len(self.stages) + 1)}; set patch_size to that"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stem_divides_patch(self) -> Self:
@@ -205,9 +236,15 @@ class ImageTowerSettings(TransformerSettings):
 class TextTowerSettings(TransformerSettings):
     """The causal text transformer."""
 
+    size: str = Field("", description="a size by its name: sets the keys below; keys that are given beside it count")
     context_length: Annotated[int, Field(ge=3, lt=TOO_LARGE)] = Field(
         77, description="longest caption, tokens, with start and end; longer ones are cut"
     )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        _require_known(self.size, TEXT_TOWERS)
+        return self
 
 
 class ModelSettings(Settings):
@@ -273,7 +310,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _patches_fill_image(self) -> Self:
-        if self.image.size % self.image_tower.patch_size:
+        tower = self.image_tower
+        if self.image.size % tower.patch_size and not (tower.cut_edges and self.image.size >= tower.patch_size):
             raise ValueError(
                 f"image_tower.patch_size = {self.image_tower.patch_size} does not divide image.size = {self.image.size}"
             )

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from pocketclip.errors import RecipeError
 from pocketclip.recipe.schema import Recipe, Settings
+from pocketclip.recipe.zoo import SIZED, with_sizes, without_sizes
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -50,7 +51,7 @@ def override(recipe: Recipe, overrides: Sequence[str], allowed: tuple[str, ...])
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
     """Nested values -> a checked recipe; `source` is named in errors."""
     try:
-        return Recipe.model_validate_json(json.dumps(values, default=str))
+        return Recipe.model_validate_json(json.dumps(with_sizes(values), default=str))
     except ValidationError as error:
         raise RecipeError("; ".join(f"{source}: {_explain(dict(e))}" for e in error.errors())) from None
 
@@ -93,6 +94,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise RecipeError(f"{override!r} is no override; write key=value, for example train.epochs=5")
     *sections, last = key.strip().split(".")
+    if last == "size" and sections and sections[0] in SIZED and isinstance(values.get(sections[0], {}), dict):
+        without_sizes(values, sections[0])  # another size replaces what an earlier one, or the file, had said
     target = values
     for section in sections:
         target = target.setdefault(section, {})
