@@ -198,6 +198,9 @@ class ImageTowerSettings(TransformerSettings):
     stem_channels: tuple[Positive, ...] = Field(
         (), description="channels of stride-2 convolutions before the tokens, e.g. [48, 96, 192]; empty: plain patches"
     )
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="training only: share of the patches that each image goes without; the step is shorter by them"
+    )
     pool: Literal["class", "mean"] = Field("class", description="read a class token, or the mean over all tokens")
     cut_edges: bool = Field(
         False, description="patches need not fill the image: what is left at the right and the lower edge is not seen"
@@ -270,7 +273,28 @@ class TrainSettings(Settings):
     beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="AdamW's decay of the variance")
     epsilon: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's epsilon")
     clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients longer than this are shortened to it")
-    label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="CLIP's, each pair against the whole batch, or SigLIP's, each pair for itself"
+    )
+    label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch; softmax only")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="`muon`: for the matrices inside the blocks, AdamW for all else"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="each layer below the top learns slower by this factor; for fine-tuning"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="the bundle holds weights averaged over steps with this decay, e.g. 0.999; 0: the last ones"
+    )
+    chunk_size: Natural = Field(
+        0,
+        description="pairs embedded at a time (gradient caching): the batch's own gradient in less memory and a third "
+        "more time; 0: the whole batch",
+    )
+    recompute: bool = Field(
+        False,
+        description="keep only the inputs of blocks (activation checkpointing): less memory, a third more time",
+    )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`auto`: bfloat16 autocast where the chip has units for it, float32 elsewhere"
     )

@@ -17,80 +17,25 @@ import psutil
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from pocketclip.bundle import save_bundle
 from pocketclip.data.batches import Batch, TrainingBatches, load_batches
-from pocketclip.data.images import normalise
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device, describe_environment
 from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerError, TrainingError
 from pocketclip.files import remove_unfinished, whole_file
-from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import differences, load_recipe, to_toml
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 from pocketclip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pocketclip.train.learner import Learner
 from pocketclip.train.log import MetricsLog, ProgressLine
-from pocketclip.train.losses import caption_numbers, softmax_loss
-from pocketclip.train.optimizer import build_optimizer
 from pocketclip.train.schedule import learning_rate
 
 LOG_EVERY = 10
 LOCK = "training.lock"
 CHANGEABLE = ("data.workers", "train.checkpoint_minutes", "evaluate.")  # settings that cannot change the weights
-
-
-class Learner:
-    """A model with its optimizer on a device: what one step needs."""
-
-    def __init__(self, recipe: Recipe, device: Device, steps: int) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.device, self.steps = recipe, device, steps
-        self.model = CLIP(recipe).to(device.device).train()
-        self.optimizer = build_optimizer(self.model, recipe.train)
-
-    def step(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """One optimisation step; returns the loss and the gradient's length before clipping, still on the device.
-
-        number: 0 for the first step of the run; it sets the learning rate.
-        """
-        settings = self.recipe.train
-        device = self.device.device
-        tokens, ends = batch.tokens.to(device, non_blocking=True), batch.ends.to(device, non_blocking=True)
-        with self.device.autocast():
-            images = self.model.encode_images(normalise(batch.pixels.to(device, non_blocking=True), self.recipe.image))
-            texts = self.model.encode_texts(tokens, ends)
-        captions = caption_numbers(tokens, ends)
-        loss = softmax_loss(images, texts, self.model.scale(), captions, settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        length = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        rate = learning_rate(number, self.steps, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.clamp_scale()
-        return loss.detach(), length.detach()
-
-    def state(self) -> dict[str, Any]:
-        """All that the next step depends on, but for the data's position."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        if self.device.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state()
-        return state
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over a state that `state` gave."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if "random_cuda" in state and self.device.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"])
 
 
 @dataclass
@@ -127,7 +72,7 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
         run.resume()
         run.go()
         summary = {"steps": run.learner.steps, **vars(run.tally)}
-        save_bundle(bundle, run.learner.model, recipe, tokenizer, summary)
+        save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary)
     return bundle
 
 
@@ -209,7 +154,7 @@ class Run:
                 "step": done,
                 "epoch": done / self.batches.steps_per_epoch,
                 "loss": loss,
-                "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+                "learning_rate": learning_rate(done - 1, self.learner.steps, self.recipe.train),
                 "scale": float(self.learner.model.scale().detach()),
                 "gradient_norm": gradient,
                 "pairs": self.tally.pairs,
