@@ -7,7 +7,7 @@ from PIL import Image
 
 from pocketclip.data.images import MAX_PIXELS, BadImage, decoded, judged
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 LONGEST_SIDE = 65_500  # pixels; a JPEG has no more
 
 
@@ -26,20 +26,9 @@ def shrink(data: bytes, short_side: int, quality: int, most_pixels: int = MAX_PI
     size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
     if max(size) > LONGEST_SIDE:
         raise BadImage(f"more than {LONGEST_SIDE} pixels long")
+    from pocketclip.data.square import resized  # imports torch: seconds, and most importers of this never shrink
+
     buffer = io.BytesIO()
-    resized(image, *size).save(buffer, "JPEG", quality=quality)
+    pixels = resized(np.array(image), image.width, image.height, *size)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue(), "jpg"
-
-
-def resized(image: Image.Image, width: int, height: int) -> Image.Image:
-    """An RGB image in another size (bicubic, antialiased); in the wildest noise apart, Pillow's to two levels of 255.
-
-    PyTorch does it with vector instructions, in a fourth of Pillow's time; see "Fetching beside img2dataset" in
-    docs/log.md.
-    """
-    import torch  # takes seconds, and most of what imports this module never shrinks anything
-    from torch.nn.functional import interpolate
-
-    pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # a view: PyTorch's "channels last"
-    result = interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-    return Image.fromarray(result.permute(0, 2, 3, 1)[0].numpy())
