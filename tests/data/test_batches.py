@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from conftest import draw, small_recipe
 from pocketclip.bundle import load
 from pocketclip.data.batches import Batch, TrainingBatches, augment, load_batches
-from pocketclip.data.images import decode, normalise
+from pocketclip.data.images import normalise
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import Split, write_shards
+from pocketclip.data.square import decode
 from pocketclip.errors import DataError
 from pocketclip.recipe.schema import Recipe
 from pocketclip.tokenizer import load_tokenizer
@@ -31,7 +32,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 def test_an_epoch_holds_every_row_once_and_epochs_differ(folder: Path) -> None:
     batches = make_batches(small_recipe(folder, image={"shift": 0.0}))
-    images = [decode(batches.split.image(row), 32).tobytes() for row in range(45)]
+    images = [decode(batches.split.image(row), batches.image).tobytes() for row in range(45)]
     orders = []
     for epoch in range(3):
         order = [images.index(image.numpy().tobytes()) for step in range(3) for image in batches[epoch, step].pixels]
@@ -45,7 +46,7 @@ def test_an_epoch_holds_every_row_once_and_epochs_differ(folder: Path) -> None:
 def test_pairs_stay_pairs_and_every_caption_is_drawn(folder: Path) -> None:
     recipe = small_recipe(folder, image={"shift": 0.0})
     batches = make_batches(recipe)
-    by_image = {decode(batches.split.image(row), 32).tobytes(): batches.split.captions(row) for row in range(45)}
+    by_image = {decode(batches.split.image(row), batches.image).tobytes(): batches.split.captions(row) for row in range(45)}
     tokenizer = load_tokenizer(folder / "tokenizer.json", 16).tokenizer
     seen = Counter()
     for epoch in range(15):
@@ -152,7 +153,7 @@ def test_unknown_words_come_into_their_share_of_captions(folder: Path) -> None:
 def test_only_a_share_of_the_draws_is_augmented(folder: Path) -> None:
     recipe = small_recipe(folder, image={"shift": 0.3, "augmented": 0.5})
     batches = make_batches(recipe)
-    originals = {decode(batches.split.image(row), 32).tobytes() for row in range(45)}
+    originals = {decode(batches.split.image(row), batches.image).tobytes() for row in range(45)}
     images = [
         image.numpy().tobytes() for epoch in range(10) for step in range(3) for image in batches[epoch, step].pixels
     ]

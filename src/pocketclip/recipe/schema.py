@@ -125,10 +125,20 @@ class ImageSettings(Settings):
     std: Colour = Field(
         (0.26862954, 0.26130258, 0.27577711), description="what they are then divided by (default: OpenAI's)"
     )
+    decoding: Literal["scaled", "exact"] = Field(
+        "scaled",
+        description="`scaled`: a JPEG is decoded no larger than needed; `exact`: whole, and resized as OpenCLIP does, "
+        "in three times the time",
+    )
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="training only: smallest share of the area that a random cut keeps, of proportions from 3:4 to 4:3 "
+        "(OpenCLIP: 0.9); 1: always the middle square",
+    )
     shift: Share = Field(0.0, description="training only: random shift, at most this share of the side, edges repeated")
     augmented: Share = Field(
         1.0,
-        description="training only: share of the draws that are shifted and mirrored; the others are left as they are",
+        description="training only: share of the draws that are cut, shifted and mirrored; others are left as they are",
     )
     flip: bool = Field(False, description="training only: mirror half of the images; wrong where captions say left")
 
@@ -331,6 +341,15 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _crops_come_from_whole_images(self) -> Self:
+        if self.data.cache and self.image.crop < 1:
+            raise ValueError(
+                f"image.crop = {self.image.crop} cuts from whole images, of which data.cache = true keeps the middle "
+                f"squares; set data.cache = false or image.crop = 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _patches_fill_image(self) -> Self:
