@@ -2,7 +2,7 @@
 
 Everything random about a batch follows from the seed and its position: which rows (a true shuffle of the whole split),
 which of a row's captions, which augmentation. A run can therefore stop anywhere and go on with the same batches, with
-any number of workers.
+any number of workers, and of ranks, each of which makes its part of every batch.
 """
 
 import math
@@ -54,10 +54,13 @@ class Batch:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """The batches of one split; indexed by position."""
+    """The batches of one split; indexed by position.
 
-    def __init__(self, split: Split, recipe: Recipe, encode: Encode) -> None:
-        self.split, self.encode, self.seed = split, encode, recipe.seed
+    rank, ranks: which part of each batch this process makes, of how many.
+    """
+
+    def __init__(self, split: Split, recipe: Recipe, encode: Encode, rank: int = 0, ranks: int = 1) -> None:
+        self.split, self.encode, self.seed, self.rank, self.ranks = split, encode, recipe.seed, rank, ranks
         self.image, self.batch_size = recipe.image, recipe.train.batch_size
         self.steps_per_epoch = len(split) // self.batch_size
         if not self.steps_per_epoch:
@@ -72,12 +75,15 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, position: Position) -> Batch:
         epoch, step = position
-        rows = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        random = np.random.default_rng([self.seed, epoch, step])
+        rows = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        key = np.random.SeedSequence([self.seed, epoch, step]).generate_state(2, np.uint64)
+        first, end = (self.batch_size * part // self.ranks for part in (self.rank, self.rank + 1))
+        rows = rows[first:end]
         pixels = torch.empty((len(rows), self.image.size, self.image.size, 3), dtype=torch.uint8)
         room, captions = pixels.numpy(), list[str]()
         dropped: Counter[str] = Counter()
-        for row in map(int, rows):
+        for place, row in enumerate(rows, start=first):
+            random = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, place]))  # its own, on any rank
             augmented = random.random() < self.image.augmented
             found, choices = self._pixels(row, random if augmented else None), self.split.captions(row)
             if isinstance(found, str):
