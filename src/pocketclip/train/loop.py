@@ -27,7 +27,7 @@ from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 from pocketclip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pocketclip.train.learner import Learner
 from pocketclip.train.log import MetricsLog, ProgressLine
-from pocketclip.train.ranks import open_ranks
+from pocketclip.train.ranks import Ranks, open_ranks
 from pocketclip.train.run_folder import alone_in, check_folder, prepare_folder
 from pocketclip.train.schedule import learning_rate
 
@@ -63,22 +63,27 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
     """
     device = choose_device(recipe.train.device, recipe.train.precision)
     with open_ranks(device.device) as ranks:
-        split = Split(recipe.data.folder, recipe.data.split)
-        tokenizer = open_tokenizer(recipe)
-        batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count)
-        bundle = folder / "bundle"
-        ranks.first_does(lambda: check_folder(folder, recipe))
-        with alone_in(folder, ranks):
-            if ranks.first_does(bundle.exists):
-                console.print(f"{bundle} is complete; delete {folder} to train it anew")
-                return bundle
-            ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
-            learner = Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs, ranks)
-            run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
-            run.resume()
-            run.go()
-            summary = {"steps": run.learner.steps, **vars(run.tally)}
-            ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
+        return _train(recipe, folder, console, device, ranks)
+
+
+def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks: Ranks) -> Path:
+    """The same as one of the ranks."""
+    split = Split(recipe.data.folder, recipe.data.split)
+    tokenizer = open_tokenizer(recipe)
+    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count)
+    bundle = folder / "bundle"
+    ranks.first_does(lambda: check_folder(folder, recipe))
+    with alone_in(folder, ranks):
+        if ranks.first_does(bundle.exists):
+            console.print(f"{bundle} is complete; delete {folder} to train it anew")
+            return bundle
+        ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
+        learner = Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs, ranks)
+        run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
+        run.resume()
+        run.go()
+        summary = {"steps": run.learner.steps, **vars(run.tally)}
+        ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
     return bundle
 
 

@@ -3,6 +3,7 @@
 Ranks agree on whether to stop, on what is logged and on where a run goes on; rank 0 alone writes files.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,4 +143,5 @@ def open_ranks(device: torch.device) -> Iterator[Ranks]:
             "the same command goes on from the last checkpoint"
         ) from None
     finally:
+        gc.collect()  # what still holds on to the group, as DistributedDataParallel does, must go before it
         distributed.destroy_process_group()
