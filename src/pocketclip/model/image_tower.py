@@ -4,10 +4,12 @@ Source: Dosovitskiy et al. 2021 (patches); Xiao et al. 2021, "Early convolutions
 (the convolutional stem); Radford et al. 2021, section 2.4 (the norm before the first block, the projection).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pocketclip.model.transformer import Transformer
 from pocketclip.recipe.schema import ImageTowerSettings
@@ -66,6 +68,19 @@ class ImageTower(nn.Module):
         x = self.transformer(x).mean(dim=1) if self.pool == "mean" else self.transformer.read_first(x)
         embeddings: Tensor = self.ln_post(x) @ self.proj
         return embeddings
+
+    def load_positions(self, positions: Tensor) -> Tensor:
+        """Positions of another number of patches, as those of this tower: [tokens, width], bicubic between the patches.
+
+        Source: Dosovitskiy et al. 2021, section 3.2.
+        """
+        first = int(self.class_embedding is not None)
+        before, after = (math.isqrt(len(one) - first) for one in (positions, self.positional_embedding))
+        if before == after or before**2 != len(positions) - first:
+            return positions
+        grid = positions[first:].float().T.reshape(1, -1, before, before)
+        resized = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=True)
+        return torch.cat([positions[:first], resized.flatten(2)[0].T.to(positions.dtype)])
 
     def _drop_patches(self, x: Tensor) -> Tensor:
         """Keep some of each image's patches, drawn anew; a class token stays (Li et al. 2023, FLIP, section 3)."""

@@ -176,11 +176,20 @@ class TransformerSettings(Settings):
     heads: Positive = Field(8, description="attention heads; must divide the width")
     mlp_ratio: Annotated[float, Field(gt=0)] = Field(4.0, description="width of the perceptron, in tower widths")
     activation: Activation = Field("gelu", description="`quick_gelu` for OpenAI's weights")
+    locked_layers: Natural = Field(
+        0,
+        description="blocks from below that do not learn, nor what lies below them; `layers` or more: the whole tower",
+    )
 
     @property
     def mlp_width(self) -> int:
         """Width of the perceptron inside each block."""
         return int(self.width * self.mlp_ratio)
+
+    @property
+    def locked(self) -> bool:
+        """Whether nothing of the tower learns."""
+        return self.locked_layers >= self.layers
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -229,6 +238,10 @@ class ImageTowerSettings(TransformerSettings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         _require_known(self.size, IMAGE_TOWERS)
+        if self.stages and self.locked_layers and not self.locked:
+            raise ValueError(
+                f"locked_layers = {self.locked_layers}: a ResNet is locked whole, by {self.layers}, or not"
+            )
         if self.stages and self.patch_size != 2 ** (len(self.stages) + 1):
             raise ValueError(
                 f"patch_size = {self.patch_size}: a ResNet of {len(self.stages)} stages shrinks the picture to one in "
@@ -271,6 +284,14 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The optimisation."""
 
+    start_from: str = Field(
+        "",
+        description="a bundle whose weights training starts from, with its tokenizer; its sizes and preprocessing hold "
+        "where the recipe says nothing; empty: from scratch",
+    )
+    interpolation: Share = Field(
+        1.0, description="share of the trained weights in the bundle, the rest is `start_from`'s (WiSE-FT); 1: all"
+    )
     batch_size: Annotated[int, Field(ge=2, lt=TOO_LARGE)] = Field(128, description="pairs a step")
     epochs: Positive = Field(32, description="passes over the training rows")
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak, reached after the warm-up")
@@ -349,6 +370,16 @@ class Recipe(Settings):
                 f"image.crop = {self.image.crop} cuts from whole images, of which data.cache = true keeps the middle "
                 f"squares; set data.cache = false or image.crop = 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> Self:
+        if not self.train.start_from:
+            for section, tower in (("image_tower", self.image_tower), ("text_tower", self.text_tower)):
+                if tower.locked_layers:
+                    raise ValueError(f"{section}.locked_layers = {tower.locked_layers} needs weights: train.start_from")
+            if self.train.interpolation < 1:
+                raise ValueError("train.interpolation needs weights to go back to: train.start_from")
         return self
 
     @model_validator(mode="after")

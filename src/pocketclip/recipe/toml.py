@@ -16,6 +16,15 @@ from pocketclip.errors import RecipeError
 from pocketclip.recipe.schema import Recipe, Settings
 from pocketclip.recipe.zoo import SIZED, with_sizes, without_sizes
 
+# What a run takes over from the bundle that it starts from, but for the keys that are each run's own.
+STARTED = {
+    "image": {"shift", "augmented", "flip", "crop"},
+    "image_tower": {"locked_layers", "patch_dropout"},
+    "text_tower": {"locked_layers"},
+    "model": {"initial_temperature"},
+    "tokenizer": set[str](),
+}
+
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply overrides.
@@ -35,7 +44,32 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     for override in overrides:
         _apply(values, override)
-    return parse_recipe(values, str(path))
+    return parse_recipe(_with_start(values), str(path))
+
+
+def _with_start(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values with what the bundle that training starts from has and they do not say.
+
+    Raises RecipeError where that is no bundle.
+    """
+    training = values.get("train")
+    bundle = training.get("start_from") if isinstance(training, dict) else None
+    if not bundle:
+        return values
+    try:
+        started = tomllib.loads((Path(str(bundle)) / "recipe.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"train.start_from = {bundle!r}: no bundle ({error}); training writes runs/NAME/bundle, and `pocketclip "
+            "convert` makes one of others' weights"
+        ) from None
+    values = with_sizes(values)
+    for section, own in STARTED.items():
+        given = values.get(section, {})
+        if isinstance(given, dict):
+            found = {key: value for key, value in started.get(section, {}).items() if key not in own}
+            values = values | {section: found | given}
+    return values
 
 
 def override(recipe: Recipe, overrides: Sequence[str], allowed: tuple[str, ...]) -> Recipe:

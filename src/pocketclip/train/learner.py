@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pocketclip.train.losses import ALONE, caption_numbers, sigmoid_loss, softma
 from pocketclip.train.optimizer import Optimizer
 from pocketclip.train.ranks import Ranks
 from pocketclip.train.schedule import learning_rate
+from pocketclip.train.start import interpolate, lock, start_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,12 @@ class Learner:
         self.recipe, self.device, self.steps, self.ranks = recipe, device, steps, ranks
         self.model = CLIP(recipe).to(device.device).train()
         self.model.recompute_blocks(recipe.train.recompute)
+        self.start: dict[str, Tensor] | None = None  # the weights before training, where they are needed again
+        if recipe.train.start_from:
+            start_from(self.model, Path(recipe.train.start_from))
+            lock(self.model, recipe)
+            if recipe.train.interpolation < 1:
+                self.start = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
         self.towers = self._towers()
         self.optimizer = Optimizer(self.model, recipe.train)
         self.average = AveragedModel(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
@@ -123,9 +131,12 @@ class Learner:
         return softmax_loss(images, texts, scale, captions, self.recipe.train.label_smoothing, self.ranks)
 
     def finished(self) -> CLIP:
-        """The model that the bundle gets: the averaged one, where there is one."""
+        """The model that the bundle gets, when training has ended: averaged, interpolated, as the recipe says."""
         model = self.average.model if self.average else self.model
         assert isinstance(model, CLIP)
+        if self.start is not None:
+            interpolate(model, self.start, self.recipe.train.interpolation)
+            self.start = None
         return model
 
     def state(self) -> dict[str, Any]:

@@ -215,8 +215,8 @@ def require_pairs(batch: Batch, split: Split) -> Batch:
 
 
 def open_tokenizer(recipe: Recipe) -> CaptionTokenizer:
-    """The data folder's tokenizer, checked against the recipe."""
-    path = Path(recipe.data.folder) / "tokenizer.json"
+    """The data folder's tokenizer, or that of the bundle that training starts from, checked against the recipe."""
+    path = Path(recipe.train.start_from or recipe.data.folder) / "tokenizer.json"
     tokenizer = load_tokenizer(path, recipe.text_tower.context_length)
     if tokenizer.lowercase != recipe.tokenizer.lowercase:
         raise TokenizerError(
