@@ -8,7 +8,6 @@ bundle.json              format, training summary, SHA-256 of every other file a
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from pocketclip.errors import BundleError, DataError
 from pocketclip.files import sha256, whole_folder
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import ImageSettings, Recipe
-from pocketclip.recipe.toml import parse_recipe, to_toml
+from pocketclip.recipe.toml import load_resolved, to_toml
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 
 FORMAT = 1
@@ -109,7 +108,7 @@ def load(folder: Path | str, device: str = "auto") -> Bundle:
     """
     folder = Path(folder)
     description = _checked_description(folder)
-    recipe = parse_recipe(tomllib.loads((folder / RECIPE).read_text(encoding="utf-8")), str(folder / RECIPE))
+    recipe = load_resolved(folder / RECIPE)
     tokenizer = load_tokenizer(folder / TOKENIZER, recipe.text_tower.context_length)
     chosen = choose_device(device, recipe.train.precision)
     model = CLIP(recipe)

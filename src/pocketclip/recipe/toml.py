@@ -16,6 +16,21 @@ from pocketclip.errors import RecipeError
 from pocketclip.recipe.schema import Recipe, Settings
 from pocketclip.recipe.zoo import SIZED, with_sizes, without_sizes
 
+
+def load_resolved(path: Path) -> Recipe:
+    """Read the complete copy that a run or a bundle keeps; raises RecipeError if it is missing or damaged."""
+    return parse_recipe(_read(path, str(path)), str(path))
+
+
+def _read(path: Path, named: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise RecipeError(f"{named}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{named}: cannot be read: {error.strerror}") from None
+
+
 # What a run takes over from the bundle that it starts from, but for the keys that are each run's own.
 STARTED = {
     "image": {"shift", "augmented", "flip", "crop"},
@@ -35,13 +50,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError for a missing or malformed file, an unknown key (with the nearest known one), a wrong
     type, a value out of bounds or values that contradict each other.
     """
-    found = _find(Path(path))
-    try:
-        values = tomllib.loads(found.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    values = _read(_find(Path(path)), str(path))
     for override in overrides:
         _apply(values, override)
     return parse_recipe(_with_start(values), str(path))

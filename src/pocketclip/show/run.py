@@ -17,7 +17,7 @@ from pocketclip.data.shards import Split, read_manifest
 from pocketclip.errors import DataError
 from pocketclip.evaluate.results import Result, read_lines, read_results
 from pocketclip.recipe.schema import Recipe
-from pocketclip.recipe.toml import load_recipe
+from pocketclip.recipe.toml import load_resolved
 
 Vectors = NDArray[np.float32]
 
@@ -81,7 +81,7 @@ class FinishedRun:
         self.folder = folder
         training = f"`pocketclip train` writes it; is {folder} a run's folder?"
         recipe = _existing(folder / "recipe.toml", training)
-        self.recipe: Recipe = load_recipe(recipe)
+        self.recipe: Recipe = load_resolved(recipe)
         self.recipe_text = recipe.read_text(encoding="utf-8")
         self.environment = _json_object(folder / "environment.json", training)
         self.metrics = read_lines(_existing(folder / "metrics.jsonl", training))

@@ -11,7 +11,7 @@ from pocketclip.device import Device, describe_environment
 from pocketclip.errors import TrainingError
 from pocketclip.files import remove_unfinished, whole_file
 from pocketclip.recipe.schema import Recipe
-from pocketclip.recipe.toml import differences, load_recipe, to_toml
+from pocketclip.recipe.toml import differences, load_resolved, to_toml
 from pocketclip.train.ranks import Ranks
 
 LOCK = "training.lock"
@@ -22,7 +22,7 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     """Raise TrainingError if a folder holds a run of another recipe, or something else than a run."""
     kept = folder / "recipe.toml"
     if kept.exists():
-        changed = [key for key in differences(load_recipe(kept), recipe) if not key.startswith(CHANGEABLE)]
+        changed = [key for key in differences(load_resolved(kept), recipe) if not key.startswith(CHANGEABLE)]
         if changed:
             raise TrainingError(
                 f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); choose another name=..., "

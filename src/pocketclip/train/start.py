@@ -36,8 +36,8 @@ def start_from(model: CLIP, bundle: Path) -> None:
     ]
     if wrong:
         raise TrainingError(
-            f"train.start_from = {bundle}: weights of another architecture ({wrong[0]}, {len(wrong)} differences); leave "
-            "the sizes out of the recipe, or name another bundle"
+            f"train.start_from = {bundle}: weights of another architecture ({wrong[0]}, {len(wrong)} differences); "
+            "leave the sizes out of the recipe, or name another bundle"
         )
     model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
 
