@@ -46,7 +46,9 @@ def test_an_epoch_holds_every_row_once_and_epochs_differ(folder: Path) -> None:
 def test_pairs_stay_pairs_and_every_caption_is_drawn(folder: Path) -> None:
     recipe = small_recipe(folder, image={"shift": 0.0})
     batches = make_batches(recipe)
-    by_image = {decode(batches.split.image(row), batches.image).tobytes(): batches.split.captions(row) for row in range(45)}
+    by_image = {
+        decode(batches.split.image(row), batches.image).tobytes(): batches.split.captions(row) for row in range(45)
+    }
     tokenizer = load_tokenizer(folder / "tokenizer.json", 16).tokenizer
     seen = Counter()
     for epoch in range(15):
