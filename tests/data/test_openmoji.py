@@ -9,6 +9,10 @@ WOMAN, MAN, PERSON, MEDIUM, DARK, ROCKET = 0x1F469, 0x1F468, 0x1F9D1, 0x1F3FD, 0
 SIZE = 72
 
 
+def pixels_of(data: bytes, size: int) -> Pixels:
+    return to_square(open_image(data), size)
+
+
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[Row]]:
     return openmoji.rows(SIZE)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pocketclip.data.captions import UnknownWords
 from pocketclip.data.images import BadImage, Cut, Pixels, middle
@@ -79,7 +79,8 @@ class TrainingBatches(Dataset[Batch]):
         key = np.random.SeedSequence([self.seed, epoch, step]).generate_state(2, np.uint64)
         first, end = (self.batch_size * part // self.ranks for part in (self.rank, self.rank + 1))
         rows = rows[first:end]
-        pixels = torch.empty((len(rows), self.image.size, self.image.size, 3), dtype=torch.uint8)
+        self.split.announce(row for row in rows if row not in (self._cache or ()))
+        pixels = empty_pixels(len(rows), self.image.size, self.image.size, 3)
         room, captions = pixels.numpy(), list[str]()
         dropped: Counter[str] = Counter()
         for place, row in enumerate(rows, start=first):
@@ -128,6 +129,15 @@ class TrainingBatches(Dataset[Batch]):
         if self._cache is not None:
             self._cache[row] = found if isinstance(found, str) else found.copy()  # not a view of a larger one
         return found
+
+
+def empty_pixels(*shape: int) -> Tensor:
+    """Memory for a batch, uint8; in a worker the training process has it too, and the loader need not copy it there."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collation does it.
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
 
 
 def random_cut(width: int, height: int, size: int, share: float, random: np.random.Generator) -> Cut:

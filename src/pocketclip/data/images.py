@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 JPEGS = ("JPEG", "MPO")  # Pillow's name of a JPEG with another behind it, as phones write them
 MAX_PIXELS = 50_000_000
+LONGEST = 8  # squares in a row
 Pixels = NDArray[np.uint8]
 
 
@@ -116,15 +117,24 @@ def middle(width: int, height: int, size: int) -> Cut:
     return Cut(0, 0, width, height, columns, rows, round((columns - size) / 2), round((rows - size) / 2))
 
 
+def is_long(cut: Cut, size: int) -> bool:
+    """Whether what is not seen is so much that it must not even be resized: few bytes could ask for gigabytes."""
+    return max(cut.columns, cut.rows) > LONGEST * size
+
+
 def to_square(image: Image.Image, size: int, cut: Cut | None = None) -> Pixels:
     """An RGB image's middle, or another cut of it, by Pillow (bicubic, antialiased): uint8 [size, size, 3]."""
     cut = cut or middle(*image.size, size)
     if (cut.width, cut.height) != image.size:
         image = image.crop((cut.left, cut.top, cut.left + cut.width, cut.top + cut.height))
-    across, along = cut.width / cut.columns, cut.height / cut.rows
-    left, top = cut.right * across, cut.down * along
-    edges = left, top, min(left + size * across, image.width), min(top + size * along, image.height)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, edges), dtype=np.uint8)
+    edges = (cut.right, cut.down, cut.right + size, cut.down + size)
+    if is_long(cut, size):
+        across, along = cut.width / cut.columns, cut.height / cut.rows
+        box = (edges[0] * across, edges[1] * along, edges[2] * across, edges[3] * along)
+        square = image.resize((size, size), Image.Resampling.BICUBIC, box)
+    else:
+        square = image.resize((cut.columns, cut.rows), Image.Resampling.BICUBIC).crop(edges)
+    return np.asarray(square, dtype=np.uint8)
 
 
 def normalise(pixels: "Tensor", settings: "ImageSettings") -> "Tensor":

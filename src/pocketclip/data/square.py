@@ -7,14 +7,25 @@ import math
 from collections.abc import Callable
 
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
-from pocketclip.data.images import JPEGS, Cut, Pixels, decoded, judged, middle, orientation, to_pixels, to_square
+from pocketclip.data.images import (
+    JPEGS,
+    Cut,
+    Pixels,
+    decoded,
+    is_long,
+    judged,
+    middle,
+    orientation,
+    to_pixels,
+    to_square,
+)
 from pocketclip.recipe.schema import ImageSettings
 
 TURNED = range(5, 9)  # by a right angle
 SHRINKS = (8, 4, 2)  # libjpeg-turbo has vector instructions for these; other eighths take longer than the whole image
-LONGEST = 8  # squares in a row; of a longer image only what is seen may be resampled, which Pillow does
 TINY = 1e-6  # pixels
 
 
@@ -26,15 +37,23 @@ def decode(data: bytes, settings: ImageSettings, choose: Callable[[int, int, int
     image, size = judged(data), settings.size
     width, height = image.size[::-1] if orientation(image) in TURNED else image.size
     cut = choose(width, height, size)
-    if settings.decoding == "exact" or max(cut.columns, cut.rows) > LONGEST * size:
+    if settings.decoding == "exact" or is_long(cut, size):
         return to_square(decoded(image, 0), size, cut)
-    reach = min(cut.width / cut.columns, cut.height / cut.rows) if image.format in JPEGS else 1
-    shrink = next((shrink for shrink in SHRINKS if shrink <= reach), 1)
+    shrink = possible_shrink(image, min(cut.width / cut.columns, cut.height / cut.rows))
     pixels = to_pixels(data, image, shrink)
     left, top = cut.left // shrink, cut.top // shrink
     part = pixels[top : top + math.ceil(cut.height / shrink), left : left + math.ceil(cut.width / shrink)]
     whole = resized(part, cut.width / shrink, cut.height / shrink, cut.columns, cut.rows)
     return whole[cut.down : cut.down + size, cut.right : cut.right + size]
+
+
+def possible_shrink(image: Image.Image, reach: float) -> int:
+    """By how much a judged image can be shrunk in decoding, at most `reach`; never a PNG or a WebP."""
+    for shrink in SHRINKS if image.format in JPEGS else ():
+        # The last pixel of a side that is no multiple is a part of one, and turning would put it first.
+        if shrink <= reach and (orientation(image) == 1 or not (image.width % shrink or image.height % shrink)):
+            return shrink
+    return 1
 
 
 def resized(pixels: Pixels, width: float, height: float, columns: int, rows: int) -> Pixels:
