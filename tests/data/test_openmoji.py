@@ -1,6 +1,7 @@
 import pytest
 
 from pocketclip.data import openmoji
+from pocketclip.data.images import Pixels, open_image, to_square
 from pocketclip.data.rows import Row
 
 WOMAN, MAN, PERSON, MEDIUM, DARK, ROCKET = 0x1F469, 0x1F468, 0x1F9D1, 0x1F3FD, 0x1F3FF, 0x1F680

@@ -86,7 +86,8 @@ def to_pixels(data: bytes, image: Image.Image, shrink: int) -> Pixels:
         try:  # the same library as Pillow's and the same pixels, without copies
             height, width = -(-image.height // shrink), -(-image.width // shrink)
             pixels: Pixels = decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=shrink)
-            return pixels
+            if pixels.shape == (height, width, 3):  # a file made to be misread may say one thing to each library
+                return pixels
         except ValueError:  # damaged, or of a kind that Pillow can read
             pass
     return np.array(decoded(image, min(image.size) // shrink if shrink > 1 else 0))
