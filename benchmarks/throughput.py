@@ -35,8 +35,8 @@ from pocketclip.errors import PocketCLIPError
 from pocketclip.model.budget import count_budget
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import parse_recipe
-from pocketclip.train.check import computed_tokens
 from pocketclip.train.learner import Learner
+from pocketclip.train.memory import computed_tokens
 
 BATCHES = 4  # different batches that all steps go through in turn
 SCHEDULE_STEPS = 10_000  # the length of the run that the learning rates are made for

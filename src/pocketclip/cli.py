@@ -221,15 +221,23 @@ def tokenizer(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(help="Imagine so many rows; 0: those of data.folder.", min=0)] = 0,
+    caption_tokens: Annotated[int, typer.Option(help="Of each imagined caption.", min=3)] = 12,
+    chip: Annotated[str, typer.Option(help="A GPU whose time is estimated, such as H100.")] = "",
+) -> None:
     """Print what a recipe will cost: parameters, FLOPs, memory and time on this machine."""
     from pocketclip.recipe.toml import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
+    from pocketclip.train.check import CHIPS, Imagined, describe
     from pocketclip.train.check import check as estimate
-    from pocketclip.train.check import describe
 
-    for what, value in describe(estimate(settings)):
+    if chip and chip not in CHIPS:
+        raise RecipeError(f"--chip {chip}: no figures of it; known are {', '.join(CHIPS)}")
+    for what, value in describe(estimate(settings, Imagined(rows, caption_tokens) if rows else None), chip):
         console.print(f"{what:<14} {value}", highlight=False)
 
 

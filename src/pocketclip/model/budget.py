@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe, TransformerSettings
 
-BYTES_PER_PARAMETER = 16  # float32: the weight, its gradient and AdamW's two moments
+WEIGHT_BYTES = 4  # float32
+STATE_BYTES = {"adamw": 12, "muon": 8}  # of a parameter that learns: its gradient, and two moments or one
+LOSS_BYTES = 4 * 4 * (1 << 23)  # logits are computed in blocks of so many at the most; four copies of them
 PROCESS_BYTES = 400e6  # Python, torch and their libraries, before any model
 
 
@@ -21,7 +23,8 @@ PROCESS_BYTES = 400e6  # Python, torch and their libraries, before any model
 class Budget:
     """image_parameters, text_parameters: numbers. flops_per_pair: one training step's, for one pair.
 
-    memory_bytes: weights, optimizer, activations of one batch and the process itself.
+    memory_bytes: weights, optimizer, pixels, activations of as many pairs as are embedded at a time, the loss and the
+    process itself.
     """
 
     image_parameters: int
@@ -39,21 +42,39 @@ def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: in
     with torch.device("meta"):
         model = CLIP(recipe)
     image, image_values = _resnet_forward(model, recipe) if recipe.image_tower.stages else _image_forward(recipe)
-    text, text_values = _transformer_forward(recipe.text_tower, caption_tokens, read_one=True)
+    recompute = recipe.train.recompute
+    text, text_values = _transformer_forward(recipe.text_tower, caption_tokens, True, recompute)
     text += recipe.text_tower.width * recipe.model.embedding_width
-    image_parameters = sum(p.numel() for p in model.visual.parameters())
-    text_parameters = sum(p.numel() for p in model.text.parameters())
-    activations = (image_values + text_values) * bytes_per_activation * recipe.train.batch_size
-    memory = (image_parameters + text_parameters) * BYTES_PER_PARAMETER + activations + PROCESS_BYTES
-    return Budget(image_parameters, text_parameters, 3 * 2 * (image + text), memory)
+    batch, settings = recipe.train.batch_size, recipe.train
+    rows = min(settings.chunk_size or batch, batch)
+    flops, state, activations = 0.0, 0.0, 0.0
+    parameters = []
+    for tower, products, values, sizes in (
+        (model.visual, image, image_values, recipe.image_tower),
+        (model.text, text, text_values, recipe.text_tower),
+    ):
+        again = (rows < batch) + (settings.recompute and not sizes.locked)  # forward passes beside the first
+        flops += 2 * products * (1 + again + 2 * (not sizes.locked))
+        parameters.append(sum(one.numel() for one in tower.parameters()))
+        per_parameter = WEIGHT_BYTES * (2 if settings.ema_decay else 1)
+        per_parameter += 0 if sizes.locked else STATE_BYTES[settings.optimizer]
+        state += parameters[-1] * per_parameter
+        activations += 0 if sizes.locked else values * bytes_per_activation * rows
+    pixels = 3 * recipe.image.size**2 * (batch + 4 * rows)  # as bytes, and normalised
+    vectors = 4 * recipe.model.embedding_width * 6 * batch
+    loss = min(LOSS_BYTES, 4 * 4 * batch**2) + vectors
+    memory = state + activations + pixels + loss + PROCESS_BYTES
+    return Budget(parameters[0], parameters[1], flops, memory)
 
 
-def _transformer_forward(settings: TransformerSettings, tokens: float, read_one: bool) -> tuple[float, float]:
+def _transformer_forward(
+    settings: TransformerSettings, tokens: float, read_one: bool, recompute: bool
+) -> tuple[float, float]:
     """(multiply-adds, values kept for the backward pass) of one sequence through the blocks.
 
     read_one: only one token is read of the last block, which then computes no more than keys and values for the others.
     Values: two norms' inputs and outputs, queries, keys, values, two copies of the attention matrix, its result,
-    the perceptron's two wide layers.
+    the perceptron's two wide layers. recompute: of all blocks but the one at work only the inputs are kept.
     """
     width, mlp = settings.width, settings.mlp_width
 
@@ -62,9 +83,10 @@ def _transformer_forward(settings: TransformerSettings, tokens: float, read_one:
         values = tokens * 4 * width + queries * (5 * width + 2 * mlp) + 2 * settings.heads * tokens * queries
         return products, values
 
-    last = block(1 if read_one else tokens)
-    products, values = ((settings.layers - 1) * one + end for one, end in zip(block(tokens), last, strict=True))
-    return products, values
+    products, values = block(tokens)
+    last_products, last_values = block(1 if read_one else tokens)
+    kept = values + (settings.layers - 2) * tokens * width if recompute else (settings.layers - 1) * values
+    return (settings.layers - 1) * products + last_products, kept + last_values
 
 
 def _resnet_forward(model: CLIP, recipe: Recipe) -> tuple[float, float]:
@@ -94,6 +116,6 @@ def _image_forward(recipe: Recipe) -> tuple[float, float]:
     patch = tower.patch_size // tower.stem_stride
     patches = (recipe.image.size // tower.patch_size) ** 2
     products += patches * patch**2 * before * tower.width
-    by_class = tower.pool == "class"
-    blocks, kept = _transformer_forward(tower, patches + by_class, read_one=by_class)
+    by_class, seen = tower.pool == "class", max(1, round(patches * (1 - tower.patch_dropout)))
+    blocks, kept = _transformer_forward(tower, seen + by_class, by_class, recipe.train.recompute)
     return products + blocks + tower.width * recipe.model.embedding_width, values + kept

@@ -1,30 +1,35 @@
 """Price a recipe before it runs: count it, then time a few of its real steps and throw them away."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 
 from pocketclip.data.batches import Batch, TrainingBatches, load_batches
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device
-from pocketclip.errors import TrainingError
 from pocketclip.model.budget import Budget, count_budget
 from pocketclip.recipe.schema import Recipe
 from pocketclip.train.learner import Learner
-from pocketclip.train.loop import memory_in_use, open_tokenizer, require_pairs
+from pocketclip.train.loop import open_tokenizer, require_pairs
+from pocketclip.train.memory import computed_tokens, fit_to_memory, memory_in_use
 
 WARM_STEPS, TIMED_STEPS = 3, 9
+TIMED_FLOPS = 2e13  # of a timed step, at most: a larger batch is timed by a part of it
+# Dense bfloat16 products (T4: float16), FLOP/s, by the makers' data sheets; a training step reaches about this share.
+CHIPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "T4": 65e12}
+UTILISATION = 0.35
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What a run of this recipe will take on this machine.
 
-    seconds: of training. memory_bytes: of this process (CPU) or of the GPU, while training.
+    seconds: of training. memory_bytes: of this process (CPU) or of the GPU, while training. chunk_size: pairs embedded
+    at a time; 0: all of a batch.
     """
 
     budget: Budget
@@ -34,54 +39,68 @@ class Estimate:
     seconds: float
     memory_bytes: float
     device: Device
+    chunk_size: int
 
 
-def check(recipe: Recipe) -> Estimate:
-    """Open the data and the tokenizer, count the budget, time some steps.
+@dataclass(frozen=True, slots=True)
+class Imagined:
+    """Data that is not there: how many rows, and how many tokens each of their captions has."""
 
-    Raises TrainingError if the batch cannot fit this machine's memory, and what opening the data raises.
+    rows: int
+    caption_tokens: int
+
+    def batch(self, recipe: Recipe) -> Batch:
+        """Random pixels and words."""
+        pairs, size = recipe.train.batch_size, recipe.image.size
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (pairs, size, size, 3), dtype=torch.uint8, generator=generator)
+        length = min(self.caption_tokens, recipe.text_tower.context_length)
+        tokens = torch.randint(recipe.tokenizer.vocabulary_size, (pairs, length), generator=generator)
+        return Batch((0, 0), pixels, tokens, torch.full((pairs,), length - 1), Counter())
+
+
+def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
+    """Open the data and the tokenizer, or imagine them; count the budget, time some steps.
+
+    Raises TrainingError if a pair at a time cannot fit this machine's memory, and what opening the data raises.
     """
     device = choose_device(recipe.train.device, recipe.train.precision)
-    tokenizer = open_tokenizer(recipe)
-    split = Split(recipe.data.folder, recipe.data.split)
-    batches = TrainingBatches(split, recipe, tokenizer.encode)
-    some = [require_pairs(batches[0, step], split) for step in range(min(3, batches.steps_per_epoch))]
-    tokens = np.mean([computed_tokens(batch, device) for batch in some])
-    budget = count_budget(recipe, float(tokens), 2 if device.bfloat16 else 4)
-    free = free_memory(device)
-    if budget.memory_bytes > free:
-        raise TrainingError(
-            f"train.batch_size = {recipe.train.batch_size}: training needs about {budget.memory_bytes / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; lower it, or the towers' width or layers"
-        )
-    steps = batches.steps_per_epoch * recipe.train.epochs
-    seconds_per_step, memory = _time_steps(Learner(recipe, device, steps), batches)
-    return Estimate(
-        budget,
-        len(split),
-        steps,
-        recipe.train.batch_size / seconds_per_step,
-        steps * seconds_per_step,
-        memory,
-        device,
-    )
+    if imagined:
+        rows, steps_per_epoch = imagined.rows, imagined.rows // recipe.train.batch_size
+        some = [imagined.batch(_timed(recipe))]
+    else:
+        split = Split(recipe.data.folder, recipe.data.split)
+        data = TrainingBatches(split, recipe, open_tokenizer(recipe).encode)
+        rows, steps_per_epoch = len(split), data.steps_per_epoch
+        some = [require_pairs(data[0, step], split) for step in range(min(3, steps_per_epoch))]
+    tokens = float(np.mean([computed_tokens(batch, device) for batch in some]))
+    fitted, budget = fit_to_memory(recipe, tokens, device)
+    steps = steps_per_epoch * recipe.train.epochs
+    learner = Learner(fitted, device, max(1, steps))
+    batches = _repeated(some) if imagined else _some_batches(learner, data)
+    seconds_per_pair, memory = _time_steps(learner, batches)
+    seconds = steps * recipe.train.batch_size * seconds_per_pair
+    chunk = fitted.train.chunk_size
+    return Estimate(budget, rows, steps, 1 / seconds_per_pair, seconds, memory, device, chunk)
 
 
-def computed_tokens(batch: Batch, device: Device) -> float:
-    """Tokens a caption that the text tower computes: on the CPU its own, on a GPU the batch's longest (padding too)."""
-    return float((batch.ends + 1).float().mean()) if device.device.type == "cpu" else float(batch.tokens.shape[1])
+def _timed(recipe: Recipe) -> Recipe:
+    """The recipe with a batch that is quick enough to be timed."""
+    pairs = int(TIMED_FLOPS / count_budget(recipe, recipe.text_tower.context_length, 4).flops_per_pair)
+    size = max(2, min(recipe.train.batch_size, pairs))
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": size})})
 
 
-def _time_steps(learner: Learner, batches: TrainingBatches) -> tuple[float, float]:
-    """(median seconds a step, bytes in use at the most) of a few steps on real batches."""
+def _time_steps(learner: Learner, batches: Iterator[Batch]) -> tuple[float, float]:
+    """(median seconds a pair, bytes in use at the most) of a few steps."""
     seconds: list[float] = []
     memory = 0
     began = time.monotonic()
-    for number, batch in enumerate(_some_batches(learner, batches)):
+    for number, batch in enumerate(batches):
         loss, _ = learner.step(batch, number)
         loss.item()  # waits for the device
         memory = max(memory, memory_in_use(learner.device))
-        seconds.append(time.monotonic() - began)
+        seconds.append((time.monotonic() - began) / len(batch.pixels))
         began = time.monotonic()
     return float(np.median(seconds[-TIMED_STEPS:])), float(memory)
 
@@ -96,19 +115,17 @@ def _some_batches(learner: Learner, batches: TrainingBatches) -> Iterator[Batch]
             yield batches[0, number % min(WARM_STEPS, batches.steps_per_epoch)]
 
 
-def free_memory(device: Device) -> float:
-    """Bytes that a run could use on the device now."""
-    if device.device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device.device)[0])
-    return float(psutil.virtual_memory().available)
+def _repeated(batches: Sequence[Batch]) -> Iterator[Batch]:
+    for number in range(WARM_STEPS + TIMED_STEPS):
+        yield batches[number % len(batches)]
 
 
-def describe(estimate: Estimate) -> Sequence[tuple[str, str]]:
-    """The estimate as (what, value with unit) lines."""
+def describe(estimate: Estimate, chip: str = "") -> Sequence[tuple[str, str]]:
+    """The estimate as (what, value with unit) lines; chip: one of CHIPS, whose time is told as well."""
     budget = estimate.budget
     total = budget.image_parameters + budget.text_parameters
     rate = budget.flops_per_pair * estimate.pairs_per_second
-    return (
+    lines = [
         (
             "parameters",
             f"{total / 1e6:.2f} M (image tower {budget.image_parameters / 1e6:.2f}, "
@@ -117,7 +134,23 @@ def describe(estimate: Estimate) -> Sequence[tuple[str, str]]:
         ("FLOPs a pair", f"{budget.flops_per_pair / 1e9:.3f} G (forward and backward)"),
         ("rows, steps", f"{estimate.rows:,} rows, {estimate.steps:,} steps"),
         ("device", f"{estimate.device.device}, {'bfloat16' if estimate.device.bfloat16 else 'float32'}"),
-        ("memory", f"{estimate.memory_bytes / 1e6:,.0f} MB while training"),
+        (
+            "memory",
+            f"{estimate.memory_bytes / 1e6:,.0f} MB while training"
+            + (f", {estimate.chunk_size} pairs embedded at a time" if estimate.chunk_size else ""),
+        ),
         ("speed", f"{estimate.pairs_per_second:,.0f} pairs/s, {rate / 1e9:,.0f} GFLOP/s"),
-        ("time", f"{estimate.seconds:,.0f} s ({estimate.seconds / 60:,.1f} min)"),
-    )
+        ("time", _duration(estimate.seconds)),
+    ]
+    if chip:
+        pairs = estimate.seconds * estimate.pairs_per_second
+        seconds = pairs * budget.flops_per_pair / (CHIPS[chip] * UTILISATION)
+        of_rate = f"at {UTILISATION:.0%} of its {CHIPS[chip] / 1e12:,.0f} TFLOP/s, not measured"
+        lines.append((f"on one {chip}", f"{_duration(seconds)} {of_rate}"))
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 7200:
+        return f"{seconds:,.0f} s ({seconds / 60:,.1f} min)"
+    return f"{seconds / 3600:,.1f} h ({seconds / 86400:,.1f} days)"

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -27,6 +26,7 @@ from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 from pocketclip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pocketclip.train.learner import Learner
 from pocketclip.train.log import MetricsLog, ProgressLine
+from pocketclip.train.memory import computed_tokens, fit_to_memory, memory_in_use
 from pocketclip.train.ranks import Ranks, open_ranks
 from pocketclip.train.run_folder import alone_in, check_folder, prepare_folder
 from pocketclip.train.schedule import learning_rate
@@ -78,7 +78,13 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
             console.print(f"{bundle} is complete; delete {folder} to train it anew")
             return bundle
         ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
-        learner = Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs, ranks)
+        tokens = computed_tokens(require_pairs(batches[0, 0], split), device)
+        fitted = ranks.first_does(lambda: fit_to_memory(recipe, tokens, device, ranks.count)[0])
+        if fitted != recipe:
+            console.print(
+                f"a whole batch does not fit the memory: {fitted.train.chunk_size} pairs are embedded at once"
+            )
+        learner = Learner(fitted, device, batches.steps_per_epoch * recipe.train.epochs, ranks)
         run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
         run.resume()
         run.go()
@@ -255,10 +261,3 @@ def stop_requested(once: bool = True) -> Iterator[threading.Event]:
     finally:
         for one, handler in previous.items():
             signal.signal(one, handler)
-
-
-def memory_in_use(device: Device) -> int:
-    """Bytes: of the GPU at most so far, or of this process now."""
-    if device.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device.device)
-    return int(psutil.Process().memory_info().rss)
