@@ -107,7 +107,7 @@ def load(folder: Path | str, device: str = "auto") -> Bundle:
     folder = Path(folder)
     description = _checked_description(folder)
     recipe = parse_recipe(tomllib.loads((folder / RECIPE).read_text(encoding="utf-8")), str(folder / RECIPE))
-    tokenizer = load_tokenizer(folder / TOKENIZER, recipe.text_tower.context_length)
+    tokenizer = load_tokenizer(folder / TOKENIZER, recipe.text_tower.context_length, recipe.tokenizer.mend)
     chosen = choose_device(device, recipe.train.precision)
     model = CLIP(recipe)
     try:
