@@ -1,5 +1,6 @@
 """What a converted model must give back: the same embeddings, on the same few images and captions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from pocketclip.bundle import Bundle
 from pocketclip.errors import ConvertError
+from pocketclip.recipe.schema import Recipe
 
 LARGEST_DIFFERENCE = 1e-4  # of any element of two embeddings of length one
 CAPTIONS = (
@@ -42,6 +44,20 @@ def sample(bundle: Bundle) -> Sample:
     ramp = torch.linspace(0, 255, size)
     smooth = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size), 255 - ramp.expand(size, size)], 2)
     return Sample(torch.cat([noise, smooth[None].long()]).to(torch.uint8), CAPTIONS)
+
+
+def require_plain(recipe: Recipe, project: str, others: Sequence[str] = ()) -> None:
+    """Raise ConvertError if a recipe's image tower is none of OpenAI's: patches, a class token.
+
+    others: what else the project's models do not have.
+    """
+    image = recipe.image_tower
+    found = [f"image_tower.stem_channels = {list(image.stem_channels)}"] if image.stem_channels else []
+    found += [f"image_tower.pool = {image.pool!r}"] if image.pool != "class" else []
+    if found or others:
+        raise ConvertError(
+            f"{project} has no model with {' and '.join([*found, *others])}; --to onnx can hold any model"
+        )
 
 
 def embed(bundle: Bundle, some: Sample) -> Embeddings:

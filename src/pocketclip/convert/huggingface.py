@@ -5,17 +5,18 @@ Format: transformers 5.23.0, `configuration_clip.py` and `modeling_clip.py`.
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.nn import functional as F
 
 from pocketclip.bundle import Bundle
-from pocketclip.convert.check import Embeddings, Sample
+from pocketclip.convert.check import Embeddings, Sample, require_plain
 from pocketclip.convert.source import Source
 from pocketclip.convert.vocabulary import find_tokenizer
 from pocketclip.convert.weights import read_json, read_sharded, read_weights
@@ -116,14 +117,8 @@ def write_huggingface(bundle: Bundle, folder: Path) -> None:
     Raises ConvertError naming what `CLIPModel` cannot do.
     """
     recipe, tokenizer = bundle.recipe, bundle.tokenizer
-    image = recipe.image_tower
-    if image.stem_channels or image.pool != "class":
-        raise ConvertError(
-            "Hugging Face's CLIPModel has plain patches and a class token: this model has image_tower.stem_channels = "
-            f"{list(image.stem_channels)} and image_tower.pool = {image.pool!r}; --to onnx holds every model"
-        )
-    if tokenizer.end == OLD_END:
-        raise ConvertError(f"Hugging Face's CLIPModel misreads captions that end with id {OLD_END}; --to onnx does not")
+    # It would read a caption at its highest id then, as transformers does with old configurations.
+    require_plain(recipe, "Hugging Face", ["captions that end with id 2"] if tokenizer.end == OLD_END else [])
     size = recipe.image.size
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
@@ -141,7 +136,8 @@ def write_huggingface(bundle: Bundle, folder: Path) -> None:
     }
     for name, content in ((CONFIGURATION, _configuration(bundle)), (PREPROCESSING[0], preprocessing)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(to_huggingface(bundle.model.state_dict()), folder / WEIGHTS, metadata={"format": "pt"})
+    weights = to_huggingface(bundle.model.state_dict())
+    (folder / WEIGHTS).write_bytes(to_safetensors(weights, metadata={"format": "pt"}))
     tokenizer.save(folder)
 
 
@@ -151,21 +147,34 @@ def huggingface_embeddings(folder: Path, some: Sample, tokens: Tensor | None = N
     tokens: [captions, context length], instead of what the folder's tokenizer makes of the captions.
     """
     try:
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
-    except (ImportError, RuntimeError):
+        transformers: Any = import_module("transformers")
+        messages, before = transformers.logging, transformers.logging.get_verbosity()
+        messages.set_verbosity_error()  # it has much to say, about itself
+        messages.disable_progress_bar()
+        _ = transformers.CLIPModel, transformers.CLIPImageProcessor  # imports them
+    except (ImportError, RuntimeError):  # the latter where its torchvision is of another torch
         return None
-    model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    size = model.config.vision_config.image_size
+    try:
+        return _embeddings(transformers, folder, some, tokens)
+    finally:
+        messages.set_verbosity(before)
+        messages.enable_progress_bar()
+
+
+def _embeddings(transformers: Any, folder: Path, some: Sample, tokens: Tensor | None) -> Embeddings:
+    model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).float()
+    size = some.pixels.shape[1]
     if any((folder / name).is_file() for name in PREPROCESSING):
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        processor = transformers.CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     else:
-        processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        processor = transformers.CLIPImageProcessor(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
     pixels = processor([Image.fromarray(one.numpy()) for one in some.pixels], return_tensors="pt")["pixel_values"]
     if tokens is None:
-        context_length = model.config.text_config.max_position_embeddings
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        padding = {"padding": True, "truncation": True, "max_length": context_length}
-        tokens = tokenizer(list(some.captions), return_tensors="pt", **padding)["input_ids"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        cut = {"padding": True, "truncation": True, "max_length": model.config.text_config.max_position_embeddings}
+        tokens = tokenizer(list(some.captions), return_tensors="pt", **cut)["input_ids"]
     with torch.inference_mode():
         images = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
         texts = model.text_projection(model.text_model(input_ids=tokens).pooler_output)
@@ -177,12 +186,12 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     state = dict(state)
     for first in [key for key in state if f".self_attn.{PARTS[0]}." in key]:
         keys = [first.replace(PARTS[0], part) for part in PARTS]
-        if all(key in state for key in keys):
+        if {state[key].shape if key in state else None for key in keys} == {state[first].shape} != {torch.Size()}:
             name = first.replace(f".self_attn.{PARTS[0]}.", ".attn.in_proj_")
             state[name] = torch.cat([state.pop(key) for key in keys])
     names = [(theirs, ours) for ours, theirs in (*NAMES, *NAMES_IN_BLOCKS)]
     renamed = {_renamed(key, names): tensor for key, tensor in state.items()}
-    return {key: tensor.T if key in TRANSPOSED else tensor for key, tensor in renamed.items()}
+    return {key: tensor.T if key in TRANSPOSED and tensor.dim() == 2 else tensor for key, tensor in renamed.items()}
 
 
 def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.nn import functional as F
 
 from pocketclip.bundle import Bundle
-from pocketclip.convert.check import Embeddings, Sample
+from pocketclip.convert.check import Embeddings, Sample, require_plain
 from pocketclip.convert.source import Source
 from pocketclip.convert.vocabulary import find_tokenizer, installed_places, is_openais
 from pocketclip.convert.weights import read_json, read_weights
@@ -99,12 +99,8 @@ def write_open_clip(bundle: Bundle, folder: Path) -> None:
     """
     recipe, tokenizer = bundle.recipe, bundle.tokenizer
     image, text = recipe.image_tower, recipe.text_tower
-    if image.stem_channels or image.pool != "class" or image.activation != text.activation:
-        raise ConvertError(
-            "OpenCLIP has towers of one activation with plain patches and a class token: this one has "
-            f"image_tower.stem_channels = {list(image.stem_channels)}, image_tower.pool = {image.pool!r} and "
-            f"activations {image.activation} and {text.activation}; --to onnx holds every model"
-        )
+    activations = f"image_tower.activation = {image.activation!r} and text_tower.activation = {text.activation!r}"
+    require_plain(recipe, "OpenCLIP", [activations] if image.activation != text.activation else [])
     configuration = {
         "model_cfg": {
             "embed_dim": recipe.model.embedding_width,
@@ -143,7 +139,7 @@ def write_open_clip(bundle: Bundle, folder: Path) -> None:
         OURS: {"mend": tokenizer.mend},
     }
     (folder / CONFIGURATION).write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
-    save_file(bundle.model.state_dict(), folder / WEIGHTS[0], metadata={"format": "pt"})
+    (folder / WEIGHTS[0]).write_bytes(to_safetensors(bundle.model.state_dict(), metadata={"format": "pt"}))
     tokenizer.save(folder)
 
 
@@ -162,7 +158,7 @@ def open_clip_embeddings(folder: Path, some: Sample, tokens: Tensor | None = Non
         tokens = open_clip.get_tokenizer(name)(list(some.captions))
     pixels = torch.stack([preprocess(Image.fromarray(one.numpy())) for one in some.pixels])
     with torch.inference_mode():
-        vectors = model.encode_image(pixels), model.encode_text(tokens)
+        vectors = model.eval().encode_image(pixels), model.encode_text(tokens)
     return Embeddings(*(F.normalize(one.float(), dim=-1) for one in vectors))
 
 

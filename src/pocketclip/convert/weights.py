@@ -48,7 +48,7 @@ def read_sharded(index: Path) -> dict[str, Tensor]:
     content = read_json(index)
     names = content.get("weight_map")
     files = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
-    if not files or any(Path(name).name != name for name in files):
+    if not files or any(not name or Path(name).name != name for name in files):
         raise ConvertError(f"{index}: names no files beside it; copy the folder again")
     return {key: tensor for name in files for key, tensor in read_weights(index.parent / name).items()}
 
