@@ -65,10 +65,10 @@ def convert(
     differences: dict[str, float] = {}
     if found in LIBRARIES:
         tokens = _tokens(bundle, some) if tokenizer else None
-        differences |= _by_library(found, source, some, expected, tokens)
+        differences |= _by_library(found, source, source, some, expected, tokens)
     with whole_folder(destination) as temporary:
         write(bundle, to, temporary, origin)
-        differences |= _read_back(bundle, to, temporary, some, expected)
+        differences |= _read_back(bundle, to, temporary, destination, some, expected)
     return Converted(to, differences)
 
 
@@ -123,26 +123,34 @@ def write(bundle: Bundle, to: Format, folder: Path, origin: dict[str, Any]) -> N
         onnx.write_onnx(bundle, folder)
 
 
-def _read_back(bundle: Bundle, to: Format, folder: Path, some: Sample, expected: Embeddings) -> dict[str, float]:
+def _read_back(
+    bundle: Bundle, to: Format, folder: Path, destination: Path, some: Sample, expected: Embeddings
+) -> dict[str, float]:
+    """The differences of what was written into a temporary folder, which is to become the destination."""
     if to == "onnx":
         found = onnx.onnx_embeddings(folder, bundle, some)
-        return {_named("onnxruntime"): largest_difference(expected, found, "ONNX Runtime")}
+        return {_named("onnxruntime"): largest_difference(expected, found, f"{destination}: ONNX Runtime")}
     again, _ = read(folder, to, None, None, "again")
-    differences = {"read back": largest_difference(expected, embed(again, some), "what was written, read back,")}
-    return differences | (_by_library(to, folder, some, expected, None) if to in LIBRARIES else {})
+    differences = {"read back": largest_difference(expected, embed(again, some), f"{destination}: read back, it")}
+    if to in LIBRARIES:
+        differences |= _by_library(to, folder, destination, some, expected, None)
+    return differences
 
 
-def _by_library(name: str, folder: Path, some: Sample, expected: Embeddings, tokens: Tensor | None) -> dict[str, float]:
-    """The difference to what a format's own library gives; empty where that is not installed."""
+def _by_library(
+    name: str, folder: Path, shown: Path, some: Sample, expected: Embeddings, tokens: Tensor | None
+) -> dict[str, float]:
+    """The difference to what a format's own library gives; empty where that is not installed.
+
+    shown: what the folder is called in messages.
+    """
     package, library = LIBRARIES[name]
     try:
         found = library(folder, some, tokens)
     except Exception as error:  # whatever another project raises
         reason = " ".join(str(error).split())[:300]
-        raise ConvertError(f"{folder}: {package} cannot use it ({reason}); nothing was written") from None
-    if found is None:
-        return {}
-    return {_named(package): largest_difference(expected, found, f"{package} with {folder}")}
+        raise ConvertError(f"{shown}: {package} cannot use it ({reason}); nothing was written") from None
+    return {} if found is None else {_named(package): largest_difference(expected, found, f"{shown}: {package}")}
 
 
 def _named(package: str) -> str:

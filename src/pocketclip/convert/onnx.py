@@ -25,6 +25,8 @@ EXAMPLES = 2  # with one image or caption, the exporter would take the number fo
 class ImageGraph(nn.Module):
     """The image tower: pixel_values, float32 [batch, 3, size, size], normalised -> [batch, width] of length one."""
 
+    takes, gives = "pixel_values", "image_embeds"
+
     def __init__(self, model: CLIP) -> None:
         super().__init__()
         self.model = model
@@ -39,6 +41,8 @@ class TextGraph(nn.Module):
 
     It finds the captions' ends itself; what stands behind an end does not matter.
     """
+
+    takes, gives = "input_ids", "text_embeds"
 
     def __init__(self, model: CLIP, end: int) -> None:
         super().__init__()
@@ -58,42 +62,31 @@ def write_onnx(bundle: Bundle, folder: Path) -> None:
     recipe, tokenizer = bundle.recipe, bundle.tokenizer
     size, longest = recipe.image.size, recipe.text_tower.context_length
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2, max=longest)
-    graphs: tuple[tuple[str, nn.Module, Tensor, dict[int, Any], str, str], ...] = (
-        (
-            IMAGE,
-            ImageGraph(bundle.model),
-            torch.zeros(EXAMPLES, 3, size, size),
-            {0: batch},
-            "pixel_values",
-            "image_embeds",
-        ),
-        (
-            TEXT,
-            TextGraph(bundle.model, tokenizer.end),
-            torch.full((EXAMPLES, longest), tokenizer.end),
-            {0: batch, 1: length},
-            "input_ids",
-            "text_embeds",
-        ),
-    )
-    for name, graph, example, shapes, taken, given in graphs:
-        with _quiet():
-            program = torch.onnx.export(
-                graph.eval(),
-                (example,),
-                input_names=[taken],
-                output_names=[given],
-                dynamic_shapes=(shapes,),
-                dynamo=True,
-                verbose=False,
-            )
-        assert program is not None
-        for node in program.model.graph:
-            node.metadata_props.clear()  # where in which file of this machine each operation comes from
-        weights = sum(tensor.nbytes for tensor in graph.state_dict().values())
-        program.save(folder / name, external_data=weights > LARGEST_FILE)
+    pixels, tokens = torch.zeros(EXAMPLES, 3, size, size), torch.full((EXAMPLES, longest), tokenizer.end)
+    write_graph(folder / IMAGE, ImageGraph(bundle.model), pixels, {0: batch})
+    write_graph(folder / TEXT, TextGraph(bundle.model, tokenizer.end), tokens, {0: batch, 1: length})
     (folder / DESCRIPTION).write_text(json.dumps(_description(bundle), indent=2) + "\n", encoding="utf-8")
     tokenizer.save(folder)
+
+
+def write_graph(path: Path, graph: ImageGraph | TextGraph, example: Tensor, free: dict[int, Any]) -> None:
+    """Write one graph. example: what it takes, of any values. free: the dimensions of it that can change."""
+    with _quiet():
+        program = torch.onnx.export(
+            graph.eval(),
+            (example,),
+            input_names=[graph.takes],
+            output_names=[graph.gives],
+            dynamic_shapes=(free,),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # in which file of this machine each operation is written
+    tower = graph.model.visual if isinstance(graph, ImageGraph) else graph.model.text
+    weights = sum(parameter.nbytes for parameter in tower.parameters())
+    program.save(path, external_data=weights > LARGEST_FILE)
 
 
 def onnx_embeddings(folder: Path, bundle: Bundle, some: Sample) -> Embeddings:
