@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from openclip import import_open_clip
 from safetensors.torch import save_file
 
+from openclip import import_open_clip
 from pocketclip.bundle import load, save_bundle
 from pocketclip.convert.convert import convert
 from pocketclip.errors import ConvertError
@@ -39,7 +39,7 @@ def open_clips_folder(name: str, folder: Path) -> Path:
 
 
 def random_bundle(bundle: Path, folder: Path) -> Path:
-    """A bundle of the same recipe and tokenizer with random weights: norms and biases too, so that all of them count."""
+    """A bundle of the same recipe and tokenizer with random weights, norms and biases too, so that all count."""
     like = load(bundle, "cpu")
     torch.manual_seed(0)
     model = CLIP(like.recipe)
