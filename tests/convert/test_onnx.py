@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from models import exact, plain_recipe, random_bundle
@@ -13,8 +14,6 @@ from pocketclip.convert import onnx
 from pocketclip.convert.convert import convert
 from pocketclip.errors import ConvertError
 from pocketclip.model.transformer import FUSED_ATTENTION_FROM
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> T
 
     seen: true where a query may look at a key, [..., queries, keys]; None: everywhere.
     """
-    if query.device.type != "cpu" or torch.compiler.is_exporting() or key.shape[-2] >= FUSED_ATTENTION_FROM:
+    if query.device.type != "cpu" or key.shape[-2] >= FUSED_ATTENTION_FROM:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
     if seen is not None:
