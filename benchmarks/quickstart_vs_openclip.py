@@ -47,7 +47,8 @@ from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.splits import evaluate_splits
 from pocketclip.recipe.schema import ImageSettings, Recipe
 from pocketclip.recipe.toml import load_recipe
-from pocketclip.train.loop import Learner, open_tokenizer, train
+from pocketclip.train.learner import Learner
+from pocketclip.train.loop import open_tokenizer, train
 
 PATCH_SIZE = 8  # OpenCLIP's, pixels: 64 tokens at 64 pixels
 PEER_BATCH_SIZE = 128

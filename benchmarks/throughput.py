@@ -3,7 +3,7 @@
     python benchmarks/throughput.py --data data/openmoji --output throughput.json --profile
 
 Both towers have the same sizes, the captions are the same and so are their token ids (OpenCLIP's tokenizer makes
-them), the pixels are random. Ours does a whole step of `pocketclip.train.loop.Learner`: it normalises the pixels,
+them), the pixels are random. Ours does a whole step of `pocketclip.train.learner.Learner`: it normalises the pixels,
 computes no padding behind the captions and clips gradients. OpenCLIP gets normalised float pixels and 77
 tokens, as its data loader makes them. benchmarks/openclip.py says how to install it.
 """
@@ -36,7 +36,7 @@ from pocketclip.model.budget import count_budget
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import parse_recipe
 from pocketclip.train.check import computed_tokens
-from pocketclip.train.loop import Learner
+from pocketclip.train.learner import Learner
 
 BATCHES = 4  # different batches that all steps go through in turn
 SCHEDULE_STEPS = 10_000  # the length of the run that the learning rates are made for

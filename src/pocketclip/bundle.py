@@ -8,7 +8,6 @@ bundle.json              format, training summary, SHA-256 of every other file a
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,14 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from pocketclip.data.images import BadImage, normalise, open_image, to_square
+from pocketclip.data.images import BadImage, Pixels, normalise, to_square
+from pocketclip.data.square import decode
 from pocketclip.device import Device, choose_device
 from pocketclip.errors import BundleError, DataError
 from pocketclip.files import sha256, whole_folder
 from pocketclip.model.clip import CLIP
-from pocketclip.recipe.schema import Recipe
-from pocketclip.recipe.toml import parse_recipe, to_toml
+from pocketclip.recipe.schema import ImageSettings, Recipe
+from pocketclip.recipe.toml import load_resolved, to_toml
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 
 FORMAT = 1
@@ -49,14 +49,16 @@ class Bundle:
     def encode_images(self, images: Sequence[Path | str | bytes | Image.Image]) -> Tensor:
         """Embed images, given as files, encoded bytes or Pillow images.
 
+        Files and bytes become the very pixels of training. A Pillow image is decoded already: it is resized as
+        `image.decoding = "exact"` does, whatever the recipe says, and its EXIF is not looked at.
+
         Returns float32 [images, embedding width], each row of length one, on the CPU.
         Raises DataError naming the image that cannot be read.
         """
-        size = self.recipe.image.size
         found = [np.zeros((0, self.recipe.model.embedding_width), np.float32)]
         for start in range(0, len(images), self.recipe.evaluate.batch_size):
             some = images[start : start + self.recipe.evaluate.batch_size]
-            pixels = np.stack([to_square(_opened(image), size) for image in some])
+            pixels = np.stack([_square(image, self.recipe.image) for image in some])
             found.append(self.encode_pixels(torch.from_numpy(pixels)).numpy())
         return torch.from_numpy(np.concatenate(found))
 
@@ -106,7 +108,7 @@ def load(folder: Path | str, device: str = "auto") -> Bundle:
     """
     folder = Path(folder)
     description = _checked_description(folder)
-    recipe = parse_recipe(tomllib.loads((folder / RECIPE).read_text(encoding="utf-8")), str(folder / RECIPE))
+    recipe = load_resolved(folder / RECIPE)
     tokenizer = load_tokenizer(folder / TOKENIZER, recipe.text_tower.context_length, recipe.tokenizer.mend)
     chosen = choose_device(device, recipe.train.precision)
     model = CLIP(recipe)
@@ -144,11 +146,11 @@ def _seal(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
-def _opened(image: Path | str | bytes | Image.Image) -> Image.Image:
+def _square(image: Path | str | bytes | Image.Image, settings: ImageSettings) -> Pixels:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_square(image.convert("RGB"), settings.size)
     try:
-        return open_image(image if isinstance(image, bytes) else Path(image).read_bytes())
+        return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), settings)
     except OSError as error:
         raise DataError(f"{image!s}: cannot be read: {error.strerror}") from None
     except BadImage as error:

@@ -1,5 +1,6 @@
 """The command line: one short function a verb; each imports its stage only when it runs."""
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(soft_wrap=True)
+FIRST_RANK = os.environ.get("RANK", "0") == "0"  # of the processes that `torchrun` starts one speaks
+console = Console(soft_wrap=True, quiet=not FIRST_RANK)
 errors = Console(stderr=True, soft_wrap=True)
 
 RecipeFile = Annotated[str, typer.Argument(help="Recipe file (TOML), or the name of one that comes with PocketCLIP.")]
@@ -338,6 +340,8 @@ def main() -> None:
     try:
         app()
     except PocketCLIPError as error:
+        if error.said:
+            sys.exit(2)
         _fail(str(error))
     except OSError as error:  # no permission, no room, no such path: the machine's answer, not a fault of ours
         _fail(
@@ -349,5 +353,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    rank = "" if FIRST_RANK else f"rank {os.environ['RANK']}: "
+    errors.print(f"[bold red]error:[/] {rank}{escape(message)}", highlight=False)
     sys.exit(2)

@@ -34,6 +34,8 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device == "cuda":  # `torchrun` gives each of its processes a number on its machine
+        device += f":{os.environ.get('LOCAL_RANK', 0)}"
     kind, _, number = device.partition(":")
     if not (number or "0").isdecimal() or int(number or 0) >= available.get(kind, 0):
         raise TrainingError(f'device {device!r}: this machine (or this build of torch) has none; use "auto"')

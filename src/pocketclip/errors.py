@@ -17,7 +17,12 @@ the message alone, on one line, and exits with code 2; a library user catches `P
 
 
 class PocketCLIPError(Exception):
-    """The base of every exception raised on purpose."""
+    """The base of every exception raised on purpose.
+
+    said: whether another process of the same run tells the user of it.
+    """
+
+    said = False
 
 
 class RecipeError(PocketCLIPError):

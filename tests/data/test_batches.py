@@ -1,4 +1,8 @@
+import io
+import struct
+import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,14 +10,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
 
 from conftest import draw, small_recipe
 from pocketclip.bundle import load
 from pocketclip.data.batches import Batch, TrainingBatches, augment, load_batches
-from pocketclip.data.images import decode, normalise
+from pocketclip.data.images import normalise, open_image
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import Split, write_shards
+from pocketclip.data.square import decode
 from pocketclip.errors import DataError
+from pocketclip.evaluate.splits import embed_split
 from pocketclip.recipe.schema import Recipe
 from pocketclip.tokenizer import load_tokenizer
 
@@ -31,7 +39,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 def test_an_epoch_holds_every_row_once_and_epochs_differ(folder: Path) -> None:
     batches = make_batches(small_recipe(folder, image={"shift": 0.0}))
-    images = [decode(batches.split.image(row), 32).tobytes() for row in range(45)]
+    images = [decode(batches.split.image(row), batches.image).tobytes() for row in range(45)]
     orders = []
     for epoch in range(3):
         order = [images.index(image.numpy().tobytes()) for step in range(3) for image in batches[epoch, step].pixels]
@@ -45,7 +53,9 @@ def test_an_epoch_holds_every_row_once_and_epochs_differ(folder: Path) -> None:
 def test_pairs_stay_pairs_and_every_caption_is_drawn(folder: Path) -> None:
     recipe = small_recipe(folder, image={"shift": 0.0})
     batches = make_batches(recipe)
-    by_image = {decode(batches.split.image(row), 32).tobytes(): batches.split.captions(row) for row in range(45)}
+    by_image = {
+        decode(batches.split.image(row), batches.image).tobytes(): batches.split.captions(row) for row in range(45)
+    }
     tokenizer = load_tokenizer(folder / "tokenizer.json", 16).tokenizer
     seen = Counter()
     for epoch in range(15):
@@ -71,17 +81,100 @@ def test_position_and_seed_fix_a_batch_whatever_the_workers(folder: Path) -> Non
     assert all(same(cached[position], one[position]) for position in ((0, 0), (1, 0), (2, 0)))
 
 
+@pytest.mark.parametrize("decoding", ["scaled", "exact"])
 def test_training_and_evaluation_see_the_same_tensor(
-    folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    decoding: str, folder: Path, trained: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = small_recipe(folder, image={"shift": 0.0})
-    batches = make_batches(recipe)
-    bundle = load(trained / "bundle")
+    images = hard_rows()[0]
+    write_shards((Row(name, data, "jpg", (name,)) for name, data in images.items()), tmp_path, "train", 4)
+    recipe = small_recipe(tmp_path, image={"decoding": decoding, "shift": 0.0}, train={"batch_size": len(images)})
+    batches = TrainingBatches(Split(tmp_path, "train"), recipe, load_tokenizer(folder / "tokenizer.json", 16).encode)
+    bundle = replace(load(trained / "bundle"), recipe=recipe)
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(bundle.model, "encode_images", lambda x: seen.append(x) or torch.zeros(len(x), 32))
-    rows = np.random.default_rng([recipe.seed, 0]).permutation(45)[:15]
-    bundle.encode_images([batches.split.image(int(row)) for row in rows])
-    torch.testing.assert_close(torch.cat(seen), normalise(batches[0, 0].pixels, recipe.image), rtol=0, atol=0)
+    order = np.random.default_rng([recipe.seed, 0]).permutation(len(images)).tolist()
+    data = [batches.split.image(row) for row in order]
+    paths = [tmp_path / f"{row}.image" for row in order]
+    for path, image in zip(paths, data, strict=True):
+        path.write_bytes(image)
+    bundle.encode_images(data)
+    bundle.encode_images(paths)
+    embed_split(bundle, batches.split, console)
+    bundle.encode_images([open_image(image) for image in data])
+    from_bytes, from_files, from_split, from_pictures = seen
+    trained_on = normalise(batches[0, 0].pixels, recipe.image)
+    for found in (from_bytes, from_files, from_split[order]):
+        torch.testing.assert_close(found, trained_on, rtol=0, atol=0)
+    # Of a Pillow image nothing is left to decode: it is what `exact` makes.
+    torch.testing.assert_close(from_pictures, trained_on, rtol=0, atol=0 if decoding == "exact" else 0.5)
+    augmented = recipe.model_copy(update={"image": recipe.image.model_copy(update={"crop": 0.3, "augmented": 0.0})})
+    batches = TrainingBatches(batches.split, augmented, batches.encode)
+    torch.testing.assert_close(normalise(batches[0, 0].pixels, recipe.image), trained_on, rtol=0, atol=0)
+
+
+def photograph(number: int) -> Image.Image:
+    noise = np.random.default_rng(number).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((203, 131), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def hard_rows() -> tuple[dict[str, bytes], dict[str, tuple[bytes, str]]]:
+    """Images of all kinds that can be read, and what cannot be, with the reason."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo = encoded(photograph(0), "JPEG")
+    giant = bytearray(encoded(photograph(0), "PNG"))
+    giant[16:24] = struct.pack(">II", 60_000, 60_000)
+    giant[29:33] = struct.pack(">I", zlib.crc32(giant[12:29]))
+    good = {
+        "plain": encoded(photograph(1), "JPEG"),
+        "cmyk": encoded(photograph(2).convert("CMYK"), "JPEG"),
+        "grey": encoded(photograph(3).convert("L"), "JPEG"),
+        "progressive": encoded(photograph(4), "JPEG", progressive=True),
+        "turned": encoded(photograph(5), "JPEG", exif=turned),
+        "two-pictures": encoded(photograph(6), "MPO", save_all=True, append_images=[photograph(7)]),
+        "sixteen-bits": encoded(Image.fromarray(np.asarray(photograph(8).convert("L")).astype(np.uint16) * 257), "PNG"),
+        "palette": encoded(photograph(9).convert("P"), "PNG"),
+        "webp": encoded(photograph(10), "WEBP"),
+    }
+    bad = {
+        "corrupt": (b"\xff\xd8\xff\xe0" + np.random.default_rng(0).bytes(500), "no JPEG, PNG or WebP"),
+        "text": (b"hello", "no JPEG, PNG or WebP"),
+        "nothing": (b"", "no JPEG, PNG or WebP"),
+        "truncated": (photo[: len(photo) // 2], "damaged image"),
+        "holed": (photo[:700] + bytes(400), "damaged image"),
+        "giant": (bytes(giant), "more than 50000000 pixels"),
+    }
+    return good, bad
+
+
+@pytest.mark.parametrize("image", [{}, {"decoding": "exact"}, {"crop": 0.5, "flip": True, "augmented": 0.7}], ids=str)
+def test_no_row_ends_a_worker_and_batches_are_the_same(image: dict[str, object], tmp_path: Path, folder: Path) -> None:
+    good, bad = hard_rows()
+    images = good | {name: data for name, (data, _) in bad.items()}
+    write_shards((Row(name, data, "jpg", (name,)) for name, data in images.items()), tmp_path, "train", 4)
+    recipe = small_recipe(tmp_path, image={"shift": 0.0, **image}, train={"batch_size": 5})
+    encode = load_tokenizer(folder / "tokenizer.json", 16).encode
+    batches = TrainingBatches(Split(tmp_path, "train"), recipe, encode)
+    here = list(load_batches(batches, 0, 6, workers=0))
+    assert all(same(one, other) for one, other in zip(here, load_batches(batches, 0, 6, workers=2), strict=True))
+    dropped = sum((batch.dropped for batch in here), Counter())
+    assert dropped == Counter([reason for _, reason in bad.values()] * 2)
+    if "crop" not in image:
+        expected = [decode(data, recipe.image).tobytes() for data in good.values()]
+        found = [pixels.numpy().tobytes() for batch in here[:3] for pixels in batch.pixels]
+        assert Counter(found) == Counter(expected)
+
+
+def test_batches_of_workers_come_in_memory_that_is_shared(folder: Path) -> None:
+    batches = make_batches(small_recipe(folder))
+    assert [batch.pixels.is_shared() for batch in load_batches(batches, 0, 2, workers=1)] == [True, True]
+    assert not batches[0, 0].pixels.is_shared()
 
 
 def test_bad_rows_are_counted_and_dropped_never_replaced(tmp_path: Path, folder: Path) -> None:
@@ -152,7 +245,7 @@ def test_unknown_words_come_into_their_share_of_captions(folder: Path) -> None:
 def test_only_a_share_of_the_draws_is_augmented(folder: Path) -> None:
     recipe = small_recipe(folder, image={"shift": 0.3, "augmented": 0.5})
     batches = make_batches(recipe)
-    originals = {decode(batches.split.image(row), 32).tobytes() for row in range(45)}
+    originals = {decode(batches.split.image(row), batches.image).tobytes() for row in range(45)}
     images = [
         image.numpy().tobytes() for epoch in range(10) for step in range(3) for image in batches[epoch, step].pixels
     ]

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from simplejpeg import decode_jpeg
 
-from pocketclip.data.images import BadImage, decode, normalise, open_image, to_square
-from pocketclip.data.shrink import resized, shrink
+from pocketclip.data.images import BadImage, judged, normalise, open_image, orientation, to_pixels, to_square
+from pocketclip.data.shrink import shrink
+from pocketclip.data.square import decode, resized
 from pocketclip.recipe.schema import ImageSettings
 
 
@@ -57,7 +59,7 @@ def test_a_limit_above_pillows_warning_is_kept_and_above_its_error_is_pillows(mo
 def plainly(data: bytes, at_least: int) -> Image.Image:
     """The definition: turned, laid on white, RGB, each a new image."""
     with Image.open(io.BytesIO(data)) as image:
-        if at_least and image.format == "JPEG":
+        if at_least and image.format in ("JPEG", "MPO"):
             image.draft(image.mode, (at_least, at_least))
         upright = ImageOps.exif_transpose(image)
     if upright.mode == "I;16":
@@ -83,11 +85,14 @@ def test_pixels_are_those_of_the_plain_way(kind: str, mode: str, turned: int) ->
     exif = Image.Exif()
     exif[0x0112] = turned
     data = encoded(picture, kind, exif=exif)
-    for at_least in (0, 20):
+    for at_least, scale in ((0, 1), (45, 2), (20, 4), (11, 8)):
         expected = plainly(data, at_least)
         found = open_image(data, at_least)
         assert (found.mode, found.size) == ("RGB", expected.size)
         np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+        pixels = to_pixels(data, judged(data), scale if kind == "JPEG" else 1)
+        np.testing.assert_array_equal(pixels, np.asarray(expected))
+        torch.from_numpy(pixels)  # warns where the memory may not be written to
     small, extension = shrink(data, 20, 100)
     resized = plainly(data, 20)
     scale = 20 / min(resized.size)
@@ -99,14 +104,62 @@ def test_pixels_are_those_of_the_plain_way(kind: str, mode: str, turned: int) ->
     assert shrink(data, 90, 90) == (data, {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"quality": 30, "optimize": True},
+    ],
+)
+def test_each_kind_of_jpeg_has_the_pixels_of_the_plain_way(options: dict[str, int | bool]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise).resize((203, 131), Image.Resampling.BICUBIC), "JPEG", **options)
+    for at_least, scale in ((0, 1), (65, 2), (32, 4), (16, 8)):
+        np.testing.assert_array_equal(to_pixels(data, judged(data), scale), np.asarray(plainly(data, at_least)))
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_is_a_jpeg() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    data = encoded(noise, "MPO", save_all=True, append_images=[Image.new("RGB", (96, 64))], quality=95)
+    assert judged(data).format == "MPO"
+    for at_least, scale in ((0, 1), (32, 2)):
+        expected = np.asarray(plainly(data, at_least))
+        np.testing.assert_array_equal(to_pixels(data, judged(data), scale), expected)
+        np.testing.assert_array_equal(np.asarray(open_image(data, at_least)), expected)
+    assert shrink(data, 64, 90) == (data, "jpg")
+    assert shrink(data, 32, 90)[1] == "jpg"
+
+
+def test_what_one_decoder_calls_damaged_the_other_may_read() -> None:
+    good = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
+    start = good.index(b"\xff\xda")
+    odd = good[:start] + b"\x00\x01\x02" + good[start:]  # bytes between markers: a warning, not an error
+    with pytest.raises(ValueError, match="extraneous"):
+        decode_jpeg(odd)
+    np.testing.assert_array_equal(to_pixels(odd, judged(odd), 2), np.asarray(plainly(odd, 32)))
+    with pytest.raises(BadImage, match="damaged image"):
+        to_pixels(good[:-200], judged(good[:-200]), 2)
+
+
+def test_an_orientation_that_does_not_exist_turns_nothing() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    data = encoded(Image.new("RGB", (60, 40)), "JPEG", exif=exif)
+    assert orientation(judged(data)) == 77
+    assert to_pixels(data, judged(data), 1).shape == (40, 60, 3)
+
+
 @settings(max_examples=100)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 120), st.integers(1, 120), st.integers(0, 99))
 def test_resizing_is_that_of_pillow(width: int, height: int, new_width: int, new_height: int, seed: int) -> None:
     # Not from black to white: what overshoots is cut at 0 and 255 between the two directions, whose order differs.
     noise = np.random.default_rng(seed).integers(64, 192, (height, width, 3), dtype=np.uint8)
     expected = Image.fromarray(noise).resize((new_width, new_height), Image.Resampling.BICUBIC)
-    found = resized(Image.fromarray(noise), new_width, new_height)
-    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).max() <= 2
+    found = resized(noise, width, height, new_width, new_height)
+    assert np.abs(found.astype(int) - np.asarray(expected, int)).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -121,7 +174,7 @@ def test_resizing_is_that_of_pillow(width: int, height: int, new_width: int, new
 )
 def test_bad_bytes_give_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage, match=reason):
-        decode(data, 16)
+        to_pixels(data, judged(data), 1)
 
 
 @settings(max_examples=200, deadline=None)
@@ -133,14 +186,16 @@ def test_damage_anywhere_is_an_image_or_a_reason(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert decode(bytes(good[: data.draw(st.integers(1, len(good)))]), 16).shape == (16, 16, 3)
+        cut = bytes(good[: data.draw(st.integers(1, len(good)))])
+        settings = ImageSettings(size=8, decoding=data.draw(st.sampled_from(["scaled", "exact"])))
+        assert decode(cut, settings).shape == (8, 8, 3)
     except BadImage as error:
         assert str(error)
 
 
 def test_transparency_is_laid_on_white_and_exif_turns_the_image() -> None:
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    assert (decode(encoded(clear), 8) == 255).all()
+    assert (to_square(open_image(encoded(clear)), 8) == 255).all()
     picture = Image.new("RGB", (16, 8), "white")
     picture.paste("black", (0, 0, 8, 8))
     exif = Image.Exif()
@@ -153,7 +208,7 @@ def test_transparency_is_laid_on_white_and_exif_turns_the_image() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "I;16", "LA"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     image = Image.new(mode, (9, 7))
-    pixels = decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), 8)
+    pixels = decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), ImageSettings(size=8))
     assert pixels.shape == (8, 8, 3)
 
 
@@ -179,4 +234,4 @@ def test_sixteen_bits_of_grey_are_scaled_not_clipped() -> None:
     ramp = np.tile(np.linspace(0, 65535, 64, dtype=np.uint16), (64, 1))
     file = io.BytesIO()
     Image.fromarray(ramp).save(file, "PNG")
-    np.testing.assert_allclose(decode(file.getvalue(), 64)[..., 0], ramp / 257, atol=1)
+    np.testing.assert_allclose(decode(file.getvalue(), ImageSettings(size=64))[..., 0], ramp / 257, atol=1)

@@ -1,13 +1,17 @@
 import pytest
 
 from pocketclip.data import openmoji
-from pocketclip.data.images import decode
+from pocketclip.data.images import Pixels, open_image, to_square
 from pocketclip.data.rows import Row
 
 WOMAN, MAN, PERSON, MEDIUM, DARK, ROCKET = 0x1F469, 0x1F468, 0x1F9D1, 0x1F3FD, 0x1F3FF, 0x1F680
 
 
 SIZE = 72
+
+
+def pixels_of(data: bytes, size: int) -> Pixels:
+    return to_square(open_image(data), size)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +24,7 @@ def words(row: Row) -> set[str]:
 
 
 def test_no_picture_crosses_a_split_and_none_appears_twice(splits: dict[str, list[Row]]) -> None:
-    pixels = [decode(row.image, SIZE).tobytes() for rows in splits.values() for row in rows]
+    pixels = [pixels_of(row.image, SIZE).tobytes() for rows in splits.values() for row in rows]
     assert len(set(pixels)) == len(pixels)
 
 
@@ -96,8 +100,8 @@ def test_a_name_that_promises_an_undrawn_tone_is_left_out(splits: dict[str, list
 
 def test_pictures_show_what_their_captions_say(splits: dict[str, list[Row]]) -> None:
     by_caption = {caption: row for rows in splits.values() for row in rows for caption in row.captions}
-    red = decode(by_caption["red circle"].image, 32)[16, 16]
-    green = decode(by_caption["green circle"].image, 32)[16, 16]
+    red = pixels_of(by_caption["red circle"].image, 32)[16, 16]
+    green = pixels_of(by_caption["green circle"].image, 32)[16, 16]
     assert red[0] > 180 > red[1]
     assert green[1] > green[0] + 20
-    assert (decode(by_caption["red circle"].image, 32)[0, 0] == 255).all()
+    assert (pixels_of(by_caption["red circle"].image, 32)[0, 0] == 255).all()

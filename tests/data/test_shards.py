@@ -1,5 +1,6 @@
 import io
 import json
+import mmap
 import pickle
 import random
 import re
@@ -47,6 +48,7 @@ def test_what_is_written_is_read_in_any_order(
     assert len(split) == len(wanted)
     order = list(range(len(wanted)))
     random.Random(0).shuffle(order)
+    split.announce(order)
     for number in order:
         row = wanted[number]
         assert split.image(number) == row.image
@@ -187,6 +189,37 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.
         assert [split.image(row) for row in range(len(split))] == [row.image for row in rows]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_announced_rows_are_asked_for_whole_and_page_by_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[Path, set[int]] = {}
+
+    class Noted:
+        def __init__(self, shard: Shard) -> None:
+            self.shard = shard
+
+        def madvise(self, option: int, start: int, length: int) -> None:
+            assert (option, start % mmap.PAGESIZE) == (shards.WILL_NEED, 0)
+            assert start + length <= self.shard.path.stat().st_size
+            asked.setdefault(self.shard.path, set()).update(range(start, start + length))
+
+    split, rows = Split(folder, "train"), [44, 3, 20]
+    monkeypatch.setattr(shards, "_mapped", Noted)
+    monkeypatch.setattr(shards, "WILL_NEED", 3)
+    split.announce(rows)
+    needed: dict[Path, set[int]] = {}
+    for row in rows:
+        shard = split.shards[row // 20]
+        for start, length in shard.spans[row % 20].reshape(3, 2).tolist():
+            needed.setdefault(shard.path, set()).update(range(start, start + length))
+    assert asked.keys() == needed.keys()
+    for path, places in needed.items():
+        assert places <= asked[path]
+        assert len(asked[path]) < len(places) + 3 * 3 * mmap.PAGESIZE
+    monkeypatch.setattr(shards, "WILL_NEED", 0)  # as on Windows
+    asked.clear()
+    split.announce(rows)
+    assert not asked
 
 
 def test_damaged_indexes_are_named(folder: Path, tmp_path: Path) -> None:

@@ -88,3 +88,47 @@ def test_parameter_names_are_openclips(folder: Path) -> None:
     ]
     expected = {"logit_scale", *(f"visual.{name}" for name in visual), *(f"text.{name}" for name in text)}
     assert set(model.state_dict()) == expected
+
+
+def test_recomputed_blocks_give_the_same_gradients_and_keep_less(folder: Path) -> None:
+    recipe = small_recipe(folder, image_tower={"layers": 3}, text_tower={"layers": 3})
+    found, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = CLIP(recipe)
+        model.recompute_blocks(recompute)
+        pixels, tokens = torch.randn(4, 3, 32, 32), torch.randint(2, 300, (4, 9))
+        total = [0]
+
+        def count(tensor: torch.Tensor, total: list[int] = total) -> torch.Tensor:
+            total[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            images, texts = model.encode_images(pixels), model.encode_texts(tokens, torch.tensor([8, 5, 3, 8]))
+        (images * texts).sum().backward()
+        found.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        kept.append(total[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert kept[1] < 0.7 * kept[0]
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_patch_dropout_keeps_a_share_of_whole_patches_in_training_alone(pool: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = CLIP(small_recipe(folder, image_tower={"pool": pool, "stem_channels": [], "patch_dropout": 0.75})).visual
+    first = int(pool == "class")
+    x = torch.arange(2 * (16 + first)).view(2, -1, 1).expand(-1, -1, 32).float()
+    kept = model._drop_patches(x)
+    assert kept.shape == (2, 4 + first, 32)
+    for row, whole in zip(kept, x, strict=True):
+        numbers = row[:, 0].tolist()
+        assert len(set(numbers)) == 4 + first
+        assert set(numbers) <= set(whole[:, 0].tolist())
+        assert numbers[:first] == whole[:first, 0].tolist()
+    drawn = torch.cat([model._drop_patches(x)[0, first:, 0] for _ in range(200)]).long() - first
+    assert (torch.bincount(drawn, minlength=16) > 20).all()  # 50 each on average
+    pixels = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(model.train()(pixels), model(pixels))
+    assert torch.equal(model.eval()(pixels), model(pixels))

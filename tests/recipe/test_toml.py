@@ -55,6 +55,8 @@ def test_overrides_are_typed_as_in_toml(tmp_path: Path) -> None:
         ("image_tower.heads=5", "heads = 5 does not divide width = 768"),
         ("image_tower.stem_channels=[8, 8, 8, 8, 8, 8]", "no multiple of the stem's stride, 64"),
         ("image.std=[0.0, 1.0, 1.0]", "image.std must be above 0"),
+        ("image.crop=0.0", "image.crop = 0.0: input should be greater than 0"),
+        ("image.decoding=fast", "image.decoding = 'fast': input should be 'scaled' or 'exact'"),
         ("train.learning_rate=nan", "train.learning_rate"),
         ("name=../evil", "name = '../evil'"),
         ("train", "'train' is no override; write key=value"),
@@ -108,3 +110,9 @@ def test_no_override_crashes(key: str, value: str) -> None:
 def test_every_setting_is_described() -> None:
     for key, field in known_settings():
         assert field.description, key
+
+
+def test_random_cuts_and_a_cache_of_squares_exclude_each_other() -> None:
+    assert parse_recipe({"data": {"cache": True}, "image": {"crop": 1.0}}, "x").data.cache
+    with pytest.raises(RecipeError, match=r"image\.crop = 0\.9 .* data\.cache = true .*; set data\.cache = false or"):
+        parse_recipe({"data": {"cache": True}, "image": {"crop": 0.9}}, "x")

@@ -23,7 +23,8 @@ from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_recipe, to_toml
 from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
 from pocketclip.train.check import check
-from pocketclip.train.loop import Learner, train
+from pocketclip.train.learner import Learner
+from pocketclip.train.loop import train
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -1,3 +1,6 @@
+from itertools import product
+from pathlib import Path
+
 import torch
 
 from conftest import small_recipe
@@ -5,8 +8,8 @@ from pocketclip.data.batches import Batch
 from pocketclip.device import choose_device
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
-from pocketclip.train.loop import Learner
-from pocketclip.train.optimizer import build_optimizer, parameter_groups
+from pocketclip.train.learner import Learner
+from pocketclip.train.optimizer import Optimizer, decays, depths_from_top
 
 
 def a_batch() -> Batch:
@@ -20,18 +23,59 @@ def a_batch() -> Batch:
 
 def test_each_parameter_is_in_exactly_one_group(recipe: Recipe) -> None:
     model = CLIP(recipe)
-    decayed, kept = parameter_groups(model)
-    everything = list(model.parameters())
-    assert sorted(map(id, [*decayed, *kept])) == sorted(map(id, everything))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter in kept:
-        name = names[id(parameter)]
-        assert name.endswith("bias") or any(word in name for word in ("ln_", "embedding", "logit_scale", "stem")), name
-    for parameter in decayed:
-        assert parameter.ndim >= 2
-        assert "embedding" not in names[id(parameter)]
-    groups = build_optimizer(model, recipe.train).param_groups
-    assert [group["weight_decay"] for group in groups] == [recipe.train.weight_decay, 0.0]
+    for optimizer, layer_decay in product(("adamw", "muon"), (1.0, 0.7)):
+        settings = recipe.train.model_copy(update={"optimizer": optimizer, "layer_decay": layer_decay})
+        groups = Optimizer(model, settings).groups
+        assert sorted(id(one) for group in groups for one in group["params"]) == sorted(names)
+        assert {group["weight_decay"] for group in groups} == {recipe.train.weight_decay, 0.0}
+        for group in groups:
+            for parameter in group["params"]:
+                name = names[id(parameter)]
+                plain = name.endswith("bias") or any(
+                    word in name for word in ("ln_", "embedding", "logit_scale", "stem.1", "stem.4")
+                )
+                assert (group["weight_decay"] == 0.0) == plain == (not decays(name, parameter)), name
+
+
+def test_layers_below_learn_slower(folder: object) -> None:
+    recipe = small_recipe(
+        Path(str(folder)), image_tower={"layers": 3}, text_tower={"layers": 2}, train={"layer_decay": 0.5}
+    )
+    model = CLIP(recipe)
+    depths = depths_from_top(model)
+    assert depths["visual.proj"] == depths["text.ln_final.bias"] == depths["logit_scale"] == 0
+    assert [depths[f"visual.transformer.resblocks.{layer}.ln_1.weight"] for layer in range(3)] == [3, 2, 1]
+    assert depths["visual.conv1.weight"] == depths["visual.stem.0.weight"] == 4
+    assert depths["text.token_embedding.weight"] == 3
+    optimizer = Optimizer(model, recipe.train)
+    optimizer.step(1e-3)
+    rates = {id(one): group["lr"] for group in optimizer.groups for one in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == 1e-3 * 0.5 ** depths[name], name
+
+
+def test_muon_moves_the_blocks_matrices_as_torchs_does_and_adamw_all_else(folder: object) -> None:
+    recipe = small_recipe(Path(str(folder)), train={"optimizer": "muon"})
+    torch.manual_seed(0)
+    model, by_adamw = CLIP(recipe), CLIP(recipe)
+    by_adamw.load_state_dict(model.state_dict())
+    for one, other in zip(model.parameters(), by_adamw.parameters(), strict=True):
+        one.grad = torch.randn_like(one)
+        other.grad = one.grad.clone()
+    name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    alone = model.get_parameter(name).detach().clone().requires_grad_()
+    alone.grad = model.get_parameter(name).grad.clone()
+    reference = torch.optim.Muon(
+        [alone], lr=1e-3, momentum=0.95, weight_decay=recipe.train.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    reference.step()
+    Optimizer(model, recipe.train).step(1e-3)
+    Optimizer(by_adamw, recipe.train.model_copy(update={"optimizer": "adamw"})).step(1e-3)
+    torch.testing.assert_close(model.get_parameter(name), alone)
+    assert not torch.equal(model.get_parameter(name), by_adamw.get_parameter(name))
+    for other in ("visual.proj", "visual.conv1.weight", "text.token_embedding.weight"):
+        torch.testing.assert_close(model.get_parameter(other), by_adamw.get_parameter(other))
 
 
 def test_every_learnable_moves_in_one_step(recipe: Recipe) -> None:
@@ -49,18 +93,16 @@ def test_the_applied_rate_peaks_at_the_recipes(recipe: Recipe) -> None:
     applied = []
     for step in range(10):
         learner.step(a_batch(), step)
-        applied.append({group["lr"] for group in learner.optimizer.param_groups})
+        applied.append({group["lr"] for group in learner.optimizer.groups})
     assert all(len(rates) == 1 for rates in applied)
     assert max(max(rates) for rates in applied) == recipe.train.learning_rate
 
 
 def test_gradients_are_clipped(folder: object) -> None:
-    from pathlib import Path
-
     recipe = small_recipe(Path(str(folder)), train={"clip_norm": 1e-3})
     learner = Learner(recipe, choose_device("cpu", "float32"), 10)
     seen = []
-    learner.optimizer.step = lambda: seen.append(  # type: ignore[method-assign]
+    learner.optimizer.step = lambda _: seen.append(  # type: ignore[method-assign]
         torch.stack([p.grad.norm() for p in learner.model.parameters() if p.grad is not None]).norm()
     )
     _, length = learner.step(a_batch(), 0)

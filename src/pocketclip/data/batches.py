@@ -2,31 +2,34 @@
 
 Everything random about a batch follows from the seed and its position: which rows (a true shuffle of the whole split),
 which of a row's captions, which augmentation. A run can therefore stop anywhere and go on with the same batches, with
-any number of workers.
+any number of workers, and of ranks, each of which makes its part of every batch.
 """
 
+import math
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pocketclip.data.captions import UnknownWords
-from pocketclip.data.images import BadImage, decode
+from pocketclip.data.images import BadImage, Cut, Pixels, middle
 from pocketclip.data.shards import Split
+from pocketclip.data.square import decode
 from pocketclip.errors import DataError
 from pocketclip.recipe.schema import Recipe
 
 Encode = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 Position = tuple[int, int]
-Pixels = NDArray[np.uint8]
+PROPORTIONS = (3 / 4, 4 / 3)  # of random cuts, width to height
+TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,13 @@ class Batch:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """The batches of one split; indexed by position."""
+    """The batches of one split; indexed by position.
 
-    def __init__(self, split: Split, recipe: Recipe, encode: Encode) -> None:
-        self.split, self.encode, self.seed = split, encode, recipe.seed
+    rank, ranks: which part of each batch this process makes, of how many.
+    """
+
+    def __init__(self, split: Split, recipe: Recipe, encode: Encode, rank: int = 0, ranks: int = 1) -> None:
+        self.split, self.encode, self.seed, self.rank, self.ranks = split, encode, recipe.seed, rank, ranks
         self.image, self.batch_size = recipe.image, recipe.train.batch_size
         self.steps_per_epoch = len(split) // self.batch_size
         if not self.steps_per_epoch:
@@ -69,24 +75,29 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, position: Position) -> Batch:
         epoch, step = position
-        rows = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        random = np.random.default_rng([self.seed, epoch, step])
-        images, captions = [], []
+        rows = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        key = np.random.SeedSequence([self.seed, epoch, step]).generate_state(2, np.uint64)
+        first, end = (self.batch_size * part // self.ranks for part in (self.rank, self.rank + 1))
+        rows = rows[first:end]
+        self.split.announce(row for row in rows if row not in (self._cache or ()))
+        pixels = empty_pixels(len(rows), self.image.size, self.image.size, 3)
+        room, captions = pixels.numpy(), list[str]()
         dropped: Counter[str] = Counter()
-        for row in rows:
-            pixels, choices = self._pixels(int(row)), self.split.captions(int(row))
-            if isinstance(pixels, str):
-                dropped[pixels] += 1
+        for place, row in enumerate(rows, start=first):
+            random = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, place]))  # its own, on any rank
+            augmented = random.random() < self.image.augmented
+            found, choices = self._pixels(row, random if augmented else None), self.split.captions(row)
+            if isinstance(found, str):
+                dropped[found] += 1
             elif not choices:
                 dropped["empty caption"] += 1
             else:
-                if random.random() < self.image.augmented:
-                    pixels = augment(pixels, self.image.shift, self.image.flip, random)
-                images.append(pixels)
+                if augmented:
+                    found = augment(found, self.image.shift, self.image.flip, random)
+                room[len(captions)] = found
                 captions.append(self._drawn(choices, random))
         tokens, ends = self.encode(captions)
-        stacked = np.stack(images) if images else np.zeros((0, self.image.size, self.image.size, 3), np.uint8)
-        return Batch(position, torch.from_numpy(stacked), torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
+        return Batch(position, pixels[: len(captions)], torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
 
     def _drawn(self, captions: list[str], random: np.random.Generator) -> str:
         """One of a row's captions, now and then with an unknown word."""
@@ -106,17 +117,44 @@ class TrainingBatches(Dataset[Batch]):
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
 
-    def _pixels(self, row: int) -> Pixels | str:
-        """The decoded image, or the reason why there is none."""
+    def _pixels(self, row: int, random: np.random.Generator | None) -> Pixels | str:
+        """The decoded image, or the reason why there is none; cut by chance where it is augmented."""
         if self._cache is not None and row in self._cache:
             return self._cache[row]
+        choose = partial(random_cut, share=self.image.crop, random=random) if random and self.image.crop < 1 else middle
         try:
-            found: Pixels | str = decode(self.split.image(row), self.image.size)
+            found: Pixels | str = decode(self.split.image(row), self.image, choose)
         except BadImage as error:
             found = str(error)
         if self._cache is not None:
-            self._cache[row] = found
+            self._cache[row] = found if isinstance(found, str) else found.copy()  # not a view of a larger one
         return found
+
+
+def empty_pixels(*shape: int) -> Tensor:
+    """Memory for a batch, uint8; in a worker the training process has it too, and the loader need not copy it there."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collation does it.
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+
+
+def random_cut(width: int, height: int, size: int, share: float, random: np.random.Generator) -> Cut:
+    """A part of an image that keeps at least `share` of its area, as torchvision's RandomResizedCrop draws it.
+
+    What does not fit into the image is drawn again; at last the largest middle of allowed proportions is taken.
+    """
+    narrowest, widest = PROPORTIONS
+    for area, proportion, right, down in random.random((TRIES, 4)).tolist():
+        pixels = width * height * (share + (1 - share) * area)
+        ratio = narrowest * (widest / narrowest) ** proportion  # uniform in its logarithm
+        wide, high = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = int(right * (width - wide + 1)), int(down * (height - high + 1))
+            return Cut(left, top, wide, high, size, size)
+    wide, high = min(width, max(1, round(height * widest))), min(height, max(1, round(width / narrowest)))
+    return Cut((width - wide) // 2, (height - high) // 2, wide, high, size, size)
 
 
 def augment(pixels: Pixels, shift: float, flip: bool, random: np.random.Generator) -> Pixels:

@@ -5,11 +5,13 @@ Images come from outside, so size and format are judged from the bytes before an
 
 import io
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from simplejpeg import decode_jpeg
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from pocketclip.recipe.schema import ImageSettings
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+JPEGS = ("JPEG", "MPO")  # Pillow's name of a JPEG with another behind it, as phones write them
 MAX_PIXELS = 50_000_000
+LONGEST = 8  # squares in a row
+Pixels = NDArray[np.uint8]
 
 
 class BadImage(Exception):
@@ -34,7 +39,7 @@ def open_image(data: bytes, at_least: int = 0, most_pixels: int = MAX_PIXELS) ->
     return decoded(judged(data, most_pixels), at_least)
 
 
-def judged(data: bytes, most_pixels: int) -> Image.Image:
+def judged(data: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image by its header, not decoded yet; raises BadImage where it is none or too large."""
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
@@ -50,7 +55,7 @@ def judged(data: bytes, most_pixels: int) -> Image.Image:
 
 def decoded(image: Image.Image, at_least: int) -> Image.Image:
     """The pixels of an image that was judged, in place where it is RGB and upright: copies take as long as decoding."""
-    if at_least and image.format == "JPEG":
+    if at_least and image.format in JPEGS:
         image.draft(image.mode, (at_least, at_least))
     try:
         ImageOps.exif_transpose(image, in_place=True)
@@ -64,16 +69,73 @@ def decoded(image: Image.Image, at_least: int) -> Image.Image:
         raise BadImage("damaged image") from None
 
 
-def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Shrink or grow the short side to `size` (bicubic, antialiased), cut the middle: uint8 [size, size, 3]."""
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image, dtype=np.uint8)
+def orientation(image: Image.Image) -> int:
+    """How a judged image has to be turned, by its EXIF: 1 not at all, 5 to 8 by a right angle. Raises BadImage."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        raise BadImage("damaged image") from None
 
 
-def decode(data: bytes, size: int) -> NDArray[np.uint8]:
-    """Encoded bytes -> uint8 [size, size, 3]; raises BadImage."""
-    return to_square(open_image(data), size)
+def to_pixels(data: bytes, image: Image.Image, shrink: int) -> Pixels:
+    """The pixels of an image that was judged, upright: uint8 [height, width, 3], at 1 / `shrink` of its size.
+
+    shrink: 1, or for a JPEG 2, 4 or 8; sides are rounded up. Raises BadImage.
+    """
+    if image.format in JPEGS and image.mode in ("L", "RGB") and orientation(image) == 1:
+        try:  # the same library as Pillow's and the same pixels, without copies
+            height, width = -(-image.height // shrink), -(-image.width // shrink)
+            pixels: Pixels = decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=shrink)
+            if pixels.shape == (height, width, 3):  # a file made to be misread may say one thing to each library
+                return pixels
+        except ValueError:  # damaged, or of a kind that Pillow can read
+            pass
+    return np.array(decoded(image, min(image.size) // shrink if shrink > 1 else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which square of an upright image a model sees.
+
+    A part of the image, `width` x `height` pixels from (`left`, `top`) on, becomes `columns` x `rows` pixels large; the
+    square's corner lies at (`right`, `down`) in that.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    columns: int
+    rows: int
+    right: int = 0
+    down: int = 0
+
+
+def middle(width: int, height: int, size: int) -> Cut:
+    """The short side becomes `size`, its middle is seen: the geometry of OpenCLIP's evaluation (torchvision's)."""
+    short = min(width, height)
+    columns, rows = size * width // short, size * height // short
+    return Cut(0, 0, width, height, columns, rows, round((columns - size) / 2), round((rows - size) / 2))
+
+
+def is_long(cut: Cut, size: int) -> bool:
+    """Whether what is not seen is so much that it must not even be resized: few bytes could ask for gigabytes."""
+    return max(cut.columns, cut.rows) > LONGEST * size
+
+
+def to_square(image: Image.Image, size: int, cut: Cut | None = None) -> Pixels:
+    """An RGB image's middle, or another cut of it, by Pillow (bicubic, antialiased): uint8 [size, size, 3]."""
+    cut = cut or middle(*image.size, size)
+    if (cut.width, cut.height) != image.size:
+        image = image.crop((cut.left, cut.top, cut.left + cut.width, cut.top + cut.height))
+    edges = (cut.right, cut.down, cut.right + size, cut.down + size)
+    if is_long(cut, size):
+        across, along = cut.width / cut.columns, cut.height / cut.rows
+        box = (edges[0] * across, edges[1] * along, edges[2] * across, edges[3] * along)
+        square = image.resize((size, size), Image.Resampling.BICUBIC, box)
+    else:
+        square = image.resize((cut.columns, cut.rows), Image.Resampling.BICUBIC).crop(edges)
+    return np.asarray(square, dtype=np.uint8)
 
 
 def normalise(pixels: "Tensor", settings: "ImageSettings") -> "Tensor":

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from pocketclip.bundle import Bundle
-from pocketclip.data.images import BadImage, decode
+from pocketclip.data.images import BadImage, Pixels
 from pocketclip.data.shards import Split, splits_in
+from pocketclip.data.square import decode
 from pocketclip.errors import DataError
 from pocketclip.evaluate.results import GroupResult, Result, write_results
 from pocketclip.evaluate.retrieval import recall
@@ -75,16 +76,16 @@ def _as_json(captions: list[str]) -> NDArray[np.uint8]:
 
 def embed_split(bundle: Bundle, split: Split, console: Console) -> Embedded:
     """Embed every image of a split; rows without a caption or a readable image are counted, never replaced."""
-    size, batch_size = bundle.recipe.image.size, bundle.recipe.evaluate.batch_size
+    batch_size = bundle.recipe.evaluate.batch_size
     found = Embedded([], np.zeros((0, 0), np.float32), [], [], Counter())
     embeddings: list[Embeddings] = []
-    pixels: list[NDArray[np.uint8]] = []
+    pixels: list[Pixels] = []
     for row in track(range(len(split)), f"embedding {split.name}", console=console, disable=not console.is_terminal):
         captions = split.captions(row)
         try:
             if not captions:
                 raise BadImage("empty caption")
-            pixels.append(decode(split.image(row), size))
+            pixels.append(decode(split.image(row), bundle.recipe.image))
         except BadImage as error:
             found.dropped[str(error)] += 1
             continue
@@ -101,7 +102,7 @@ def embed_split(bundle: Bundle, split: Split, console: Console) -> Embedded:
     return Embedded(found.rows, np.concatenate(embeddings), found.captions, found.groups, found.dropped)
 
 
-def _embed(bundle: Bundle, pixels: list[NDArray[np.uint8]]) -> Embeddings:
+def _embed(bundle: Bundle, pixels: list[Pixels]) -> Embeddings:
     embeddings: Embeddings = bundle.encode_pixels(torch.from_numpy(np.stack(pixels))).numpy()
     return embeddings
 

@@ -7,6 +7,8 @@ Counts are of matrix products and convolutions alone, two operations a multiply-
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe, TransformerSettings
@@ -36,7 +38,7 @@ def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: in
     """
     with torch.device("meta"):
         model = CLIP(recipe)
-    image, image_values = _image_forward(recipe)
+    image, image_values = _resnet_forward(model, recipe) if recipe.image_tower.stages else _image_forward(recipe)
     text, text_values = _transformer_forward(recipe.text_tower, caption_tokens, read_one=True)
     text += recipe.text_tower.width * recipe.model.embedding_width
     image_parameters = sum(p.numel() for p in model.visual.parameters())
@@ -63,6 +65,22 @@ def _transformer_forward(settings: TransformerSettings, tokens: float, read_one:
     last = block(1 if read_one else tokens)
     products, values = ((settings.layers - 1) * one + end for one, end in zip(block(tokens), last, strict=True))
     return products, values
+
+
+def _resnet_forward(model: CLIP, recipe: Recipe) -> tuple[float, float]:
+    """The same of a ResNet, by running it without values."""
+    kept = 0.0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += 0 if isinstance(tensor, nn.Parameter) else tensor.numel()
+        return tensor
+
+    pixels = torch.empty(1, 3, recipe.image.size, recipe.image.size, device="meta")
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
+        model.train().visual(pixels)
+    return counter.get_total_flops() / 2, kept
 
 
 def _image_forward(recipe: Recipe) -> tuple[float, float]:

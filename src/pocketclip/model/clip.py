@@ -10,22 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketclip.model.image_tower import ImageTower
+from pocketclip.model.resnet import ResNet
 from pocketclip.model.text_tower import TextTower
+from pocketclip.model.transformer import Transformer
 from pocketclip.recipe.schema import Recipe
 
 
 class CLIP(nn.Module):
     """The two towers and the temperature.
 
-    The state's keys are those of OpenCLIP's `CustomTextCLIP`: `visual.*`, `text.*` and `logit_scale`; without the
-    prefix `text.` they are those of OpenAI's CLIP.
+    The state's keys are those of OpenCLIP's `CustomTextCLIP`: `visual.*`, `text.*`, `logit_scale` and, for the sigmoid
+    loss, `logit_bias`; without the prefix `text.` they are those of OpenAI's CLIP.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.visual = ImageTower(recipe.image_tower, recipe.image.size, recipe.model.embedding_width)
+        image_tower = ResNet if recipe.image_tower.stages else ImageTower
+        self.visual = image_tower(recipe.image_tower, recipe.image.size, recipe.model.embedding_width)
         self.text = TextTower(recipe.text_tower, recipe.tokenizer.vocabulary_size, recipe.model.embedding_width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / recipe.model.initial_temperature)))
+        self.logit_bias: nn.Parameter | None = None
+        if recipe.train.loss == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(-math.log(recipe.train.batch_size - 1)))
         self.max_logit_scale = recipe.model.max_logit_scale
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -39,6 +45,15 @@ class CLIP(nn.Module):
     def scale(self) -> Tensor:
         """The factor that turns cosines into logits, exp(logit_scale)."""
         return self.logit_scale.exp()
+
+    def recompute_blocks(self, recompute: bool) -> None:
+        """Whether transformer blocks keep only their inputs, and are computed once more in the backward pass.
+
+        Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+        """
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.recompute = recompute
 
     @torch.no_grad()
     def clamp_scale(self) -> None:

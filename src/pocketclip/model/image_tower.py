@@ -4,10 +4,12 @@ Source: Dosovitskiy et al. 2021 (patches); Xiao et al. 2021, "Early convolutions
 (the convolutional stem); Radford et al. 2021, section 2.4 (the norm before the first block, the projection).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pocketclip.model.transformer import Transformer
 from pocketclip.recipe.schema import ImageTowerSettings
@@ -34,7 +36,7 @@ class ImageTower(nn.Module):
     def __init__(self, settings: ImageTowerSettings, image_size: int, embedding_width: int) -> None:
         super().__init__()
         width = settings.width
-        self.pool = settings.pool
+        self.pool, self.patch_dropout = settings.pool, settings.patch_dropout
         self.stem = ConvolutionStem(settings.stem_channels) if settings.stem_channels else None
         channels = settings.stem_channels[-1] if settings.stem_channels else 3
         patch = settings.patch_size // settings.stem_stride
@@ -59,7 +61,32 @@ class ImageTower(nn.Module):
         if self.class_embedding is not None:
             first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([first, x], dim=1)
-        x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
+        x = x + self.positional_embedding.to(x.dtype)
+        if self.training and self.patch_dropout:
+            x = self._drop_patches(x)
+        x = self.ln_pre(x)
         x = self.transformer(x).mean(dim=1) if self.pool == "mean" else self.transformer.read_first(x)
         embeddings: Tensor = self.ln_post(x) @ self.proj
         return embeddings
+
+    def load_positions(self, positions: Tensor) -> Tensor:
+        """Positions of another number of patches, as those of this tower: [tokens, width], bicubic between the patches.
+
+        Source: Dosovitskiy et al. 2021, section 3.2.
+        """
+        first = int(self.class_embedding is not None)
+        before, after = (math.isqrt(len(one) - first) for one in (positions, self.positional_embedding))
+        if before == after or before**2 != len(positions) - first:
+            return positions
+        grid = positions[first:].float().T.reshape(1, -1, before, before)
+        resized = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=True)
+        return torch.cat([positions[:first], resized.flatten(2)[0].T.to(positions.dtype)])
+
+    def _drop_patches(self, x: Tensor) -> Tensor:
+        """Keep some of each image's patches, drawn anew; a class token stays (Li et al. 2023, FLIP, section 3)."""
+        first = int(self.class_embedding is not None)
+        batch, tokens, width = x.shape
+        kept = max(1, round((tokens - first) * (1 - self.patch_dropout)))
+        drawn = torch.rand(batch, tokens - first, device=x.device).topk(kept, dim=1).indices + first
+        patches = x.gather(1, drawn[:, :, None].expand(-1, -1, width))
+        return torch.cat([x[:, :first], patches], dim=1)

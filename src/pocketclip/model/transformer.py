@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 # On a CPU in half precision torch's fused attention is slower than the plain products for short sequences
 # (docs/log.md, 2026-11-23); from this many tokens on its smaller memory wins.
@@ -146,6 +147,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, mlp_width: int, quick_gelu: bool) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(Block(width, heads, mlp_width, quick_gelu) for _ in range(layers))
+        self.recompute = False
         self.initialise(width, layers)
 
     def initialise(self, width: int, layers: int) -> None:
@@ -165,7 +167,7 @@ class Transformer(nn.Module):
         layout = Layout(x.shape[0], x.shape[1], None)
         x = layout.gather(x)
         for block in self.resblocks:
-            x = block(x, layout, causal=False)
+            x = self._through(block, x, layout, False)
         return layout.spread(x)
 
     def read_first(self, x: Tensor) -> Tensor:
@@ -198,6 +200,13 @@ class Transformer(nn.Module):
     def _read(self, x: Tensor, rows: Tensor, layout: Layout, seen: Tensor | None) -> Tensor:
         *blocks, last = self.resblocks
         for block in blocks:
-            x = block(x, layout, causal=seen is not None)
+            x = self._through(block, x, layout, seen is not None)
         result: Tensor = last.read(x, rows, layout, seen)  # type: ignore[operator]
         return result
+
+    def _through(self, block: nn.Module, x: Tensor, layout: Layout, causal: bool) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():  # no random numbers are drawn in a block
+            recomputed: Tensor = checkpoint(block, x, layout, causal, use_reentrant=False, preserve_rng_state=False)
+            return recomputed
+        mixed: Tensor = block(x, layout, causal)
+        return mixed

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from pocketclip.recipe.toml import known_settings
+from pocketclip.recipe.zoo import IMAGE_TOWERS, SIZED
 
 HEAD = """# Settings
 
@@ -15,6 +16,32 @@ Every key that a recipe can hold, with its type, its bounds and its default. Thi
 
 A recipe file states only what differs from these defaults; on the command line any key can be given as
 `section.key=value`, for example `pocketclip train quickstart train.epochs=5 name=short`.
+"""
+
+
+SIZES = """
+## Sizes
+
+What `image_tower.size` and `text_tower.size` stand for; any key can be given beside a size, and counts.
+"""
+
+OPTIONS = """
+## From the first implementation's options
+
+| its option | here |
+|---|---|
+| `-image_encoder="B/32@224"` | `image_tower.size="B/32@224"` |
+| `-text_encoder="B"` | `text_tower.size="B"` |
+| `-image_dim_out`, `-text_dim_out` | `image_tower.width`, `text_tower.width` |
+| `-embedding_dim` | `model.embedding_width` |
+| `-max_temperature` | `model.max_logit_scale` |
+| `-vocab_size` | `tokenizer.vocabulary_size` |
+| `-max_length` | `text_tower.context_length` |
+| `-batch_size`, `-epochs`, `-lr` | `train.batch_size`, `train.epochs`, `train.learning_rate` |
+| `-warmup` (steps) | `train.warmup` (share of the run's steps) |
+| `-decay`, `-beta_1`, `-beta_2`, `-epsilon` | `train.weight_decay`, `train.beta_1`, `train.beta_2`, `train.epsilon` |
+| `-device="gpu"` | `train.device="cuda"`; by itself the best there is |
+| `-load_last_checkpoint=True` | nothing to say: the same command goes on where the run was |
 """
 
 
@@ -29,7 +56,18 @@ def settings_page() -> str:
             lines.append("| key | type | default | meaning |\n|---|---|---|---|")
         default = _as_toml(field.default)
         lines.append(f"| `{key}` | {_type(field)} | `{default}` | {field.description} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, SIZES, *_sizes(), OPTIONS])
+
+
+def _sizes() -> list[str]:
+    """The table of sizes."""
+    lines = ["| key | value | sets |", "|---|---|---|"]
+    for section, sizes in SIZED.items():
+        for name, keys in sizes.items():
+            image_size = f"image.size = {keys['image_size']}, " if sizes is IMAGE_TOWERS else ""
+            others = (f"{key} = {_as_toml(value)}" for key, value in keys.items() if key != "image_size")
+            lines.append(f'| `{section}.size` | `"{name}"` | {image_size}{", ".join(others)} |')
+    return lines
 
 
 def _type(field: FieldInfo) -> str:
@@ -58,7 +96,7 @@ def _as_toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return f'"{value}"'
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_as_toml, value)) + "]"
     return str(value)
 

@@ -4,9 +4,12 @@ A recipe file states only what differs from these defaults; `docs/settings.md` i
 Values are strict: "true" is no boolean, 1.5 is no integer.
 """
 
-from typing import Annotated, Literal, Self
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pocketclip.recipe.zoo import IMAGE_TOWERS, TEXT_TOWERS
 
 TOO_LARGE = 2**31  # for an integer: what lies in C below takes no larger ones everywhere
 Positive = Annotated[int, Field(ge=1, lt=TOO_LARGE)]
@@ -122,10 +125,20 @@ class ImageSettings(Settings):
     std: Colour = Field(
         (0.26862954, 0.26130258, 0.27577711), description="what they are then divided by (default: OpenAI's)"
     )
+    decoding: Literal["scaled", "exact"] = Field(
+        "scaled",
+        description="`scaled`: a JPEG is decoded no larger than needed; `exact`: whole, and resized as OpenCLIP does, "
+        "in three times the time",
+    )
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="training only: smallest share of the area that a random cut keeps, of proportions from 3:4 to 4:3 "
+        "(OpenCLIP: 0.9); 1: always the middle square",
+    )
     shift: Share = Field(0.0, description="training only: random shift, at most this share of the side, edges repeated")
     augmented: Share = Field(
         1.0,
-        description="training only: share of the draws that are shifted and mirrored; the others are left as they are",
+        description="training only: share of the draws that are cut, shifted and mirrored; others are left as they are",
     )
     flip: bool = Field(False, description="training only: mirror half of the images; wrong where captions say left")
 
@@ -168,11 +181,20 @@ class TransformerSettings(Settings):
     heads: Positive = Field(8, description="attention heads; must divide the width")
     mlp_ratio: Annotated[float, Field(gt=0)] = Field(4.0, description="width of the perceptron, in tower widths")
     activation: Activation = Field("gelu", description="`quick_gelu` for OpenAI's weights")
+    locked_layers: Natural = Field(
+        0,
+        description="blocks from below that do not learn, nor what lies below them; `layers` or more: the whole tower",
+    )
 
     @property
     def mlp_width(self) -> int:
         """Width of the perceptron inside each block."""
         return int(self.width * self.mlp_ratio)
+
+    @property
+    def locked(self) -> bool:
+        """Whether nothing of the tower learns."""
+        return self.locked_layers >= self.layers
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -181,21 +203,56 @@ class TransformerSettings(Settings):
         return self
 
 
-class ImageTowerSettings(TransformerSettings):
-    """The vision transformer."""
+def _require_known(size: str, sizes: dict[str, Any]) -> None:
+    if size and size not in sizes:
+        close = get_close_matches(size, sizes, n=1, cutoff=0)
+        raise ValueError(f"size = {size!r}: no such size; the nearest is {close[0]!r}, all are {', '.join(sizes)}")
 
+
+class ImageTowerSettings(TransformerSettings):
+    """The image tower: a vision transformer, or a ResNet."""
+
+    size: str = Field(
+        "",
+        description="a size by its name, which sets the keys below and image.size; keys that are given beside it count",
+    )
     width: Positive = Field(768, description="width of the tower")
     heads: Positive = Field(12, description="attention heads; must divide the width")
     patch_size: Positive = Field(32, description="side of the square that becomes one token, pixels; must divide size")
     stem_channels: tuple[Positive, ...] = Field(
         (), description="channels of stride-2 convolutions before the tokens, e.g. [48, 96, 192]; empty: plain patches"
     )
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="training only: share of the patches that each image goes without; the step is shorter by them"
+    )
     pool: Literal["class", "mean"] = Field("class", description="read a class token, or the mean over all tokens")
+    cut_edges: bool = Field(
+        False, description="patches need not fill the image: what is left at the right and the lower edge is not seen"
+    )
+    stages: tuple[Positive, ...] = Field(
+        (),
+        description="blocks of each stage of a ResNet as OpenAI's CLIP has it, e.g. [3, 4, 6, 3]; width is then that "
+        "of its first stage, and layers, pool and stem_channels do not count; empty: a vision transformer",
+    )
 
     @property
     def stem_stride(self) -> int:
         """How many pixels one position after the stem stands for, per side."""
         return int(2 ** len(self.stem_channels))
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        _require_known(self.size, IMAGE_TOWERS)
+        if self.stages and self.locked_layers and not self.locked:
+            raise ValueError(
+                f"locked_layers = {self.locked_layers}: a ResNet is locked whole, by {self.layers}, or not"
+            )
+        if self.stages and self.patch_size != 2 ** (len(self.stages) + 1):
+            raise ValueError(
+                f"patch_size = {self.patch_size}: a ResNet of {len(self.stages)} stages shrinks the picture to one in "
+                f"{2 ** (len(self.stages) + 1)}; set patch_size to that"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stem_divides_patch(self) -> Self:
@@ -210,9 +267,15 @@ class ImageTowerSettings(TransformerSettings):
 class TextTowerSettings(TransformerSettings):
     """The causal text transformer."""
 
+    size: str = Field("", description="a size by its name: sets the keys below; keys that are given beside it count")
     context_length: Annotated[int, Field(ge=3, lt=TOO_LARGE)] = Field(
         77, description="longest caption, tokens, with start and end; longer ones are cut"
     )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        _require_known(self.size, TEXT_TOWERS)
+        return self
 
 
 class ModelSettings(Settings):
@@ -226,6 +289,14 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The optimisation."""
 
+    start_from: str = Field(
+        "",
+        description="a bundle whose weights training starts from, with its tokenizer; its sizes and preprocessing hold "
+        "where the recipe says nothing; empty: from scratch",
+    )
+    interpolation: Share = Field(
+        1.0, description="share of the trained weights in the bundle, the rest is `start_from`'s (WiSE-FT); 1: all"
+    )
     batch_size: Annotated[int, Field(ge=2, lt=TOO_LARGE)] = Field(128, description="pairs a step")
     epochs: Positive = Field(32, description="passes over the training rows")
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak, reached after the warm-up")
@@ -238,7 +309,28 @@ class TrainSettings(Settings):
     beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="AdamW's decay of the variance")
     epsilon: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's epsilon")
     clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients longer than this are shortened to it")
-    label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="CLIP's, each pair against the whole batch, or SigLIP's, each pair for itself"
+    )
+    label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch; softmax only")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="`muon`: for the matrices inside the blocks, AdamW for all else"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="each layer below the top learns slower by this factor; for fine-tuning"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="the bundle holds weights averaged over steps with this decay, e.g. 0.999; 0: the last ones"
+    )
+    chunk_size: Natural = Field(
+        0,
+        description="pairs embedded at a time (gradient caching): the batch's own gradient in less memory and a third "
+        "more time; 0: the whole batch",
+    )
+    recompute: bool = Field(
+        False,
+        description="keep only the inputs of blocks (activation checkpointing): less memory, a third more time",
+    )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`auto`: bfloat16 autocast where the chip has units for it, float32 elsewhere"
     )
@@ -277,8 +369,28 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @model_validator(mode="after")
+    def _crops_come_from_whole_images(self) -> Self:
+        if self.data.cache and self.image.crop < 1:
+            raise ValueError(
+                f"image.crop = {self.image.crop} cuts from whole images, of which data.cache = true keeps the middle "
+                f"squares; set data.cache = false or image.crop = 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> Self:
+        if not self.train.start_from:
+            for section, tower in (("image_tower", self.image_tower), ("text_tower", self.text_tower)):
+                if tower.locked_layers:
+                    raise ValueError(f"{section}.locked_layers = {tower.locked_layers} needs weights: train.start_from")
+            if self.train.interpolation < 1:
+                raise ValueError("train.interpolation needs weights to go back to: train.start_from")
+        return self
+
+    @model_validator(mode="after")
     def _patches_fill_image(self) -> Self:
-        if self.image.size % self.image_tower.patch_size:
+        tower = self.image_tower
+        if self.image.size % tower.patch_size and not (tower.cut_edges and self.image.size >= tower.patch_size):
             raise ValueError(
                 f"image_tower.patch_size = {self.image_tower.patch_size} does not divide image.size = {self.image.size}"
             )

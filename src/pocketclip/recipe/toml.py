@@ -14,6 +14,31 @@ from pydantic.fields import FieldInfo
 
 from pocketclip.errors import RecipeError
 from pocketclip.recipe.schema import Recipe, Settings
+from pocketclip.recipe.zoo import SIZED, with_sizes, without_sizes
+
+
+def load_resolved(path: Path) -> Recipe:
+    """Read the complete copy that a run or a bundle keeps; raises RecipeError if it is missing or damaged."""
+    return parse_recipe(_read(path, str(path)), str(path))
+
+
+def _read(path: Path, named: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise RecipeError(f"{named}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{named}: cannot be read: {error.strerror}") from None
+
+
+# What a run takes over from the bundle that it starts from, but for the keys that are each run's own.
+STARTED = {
+    "image": {"shift", "augmented", "flip", "crop"},
+    "image_tower": {"locked_layers", "patch_dropout"},
+    "text_tower": {"locked_layers"},
+    "model": {"initial_temperature"},
+    "tokenizer": set[str](),
+}
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -25,16 +50,35 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError for a missing or malformed file, an unknown key (with the nearest known one), a wrong
     type, a value out of bounds or values that contradict each other.
     """
-    found = _find(Path(path))
-    try:
-        values = tomllib.loads(found.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    values = _read(_find(Path(path)), str(path))
     for override in overrides:
         _apply(values, override)
-    return parse_recipe(values, str(path))
+    return parse_recipe(_with_start(values), str(path))
+
+
+def _with_start(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values with what the bundle that training starts from has and they do not say.
+
+    Raises RecipeError where that is no bundle.
+    """
+    training = values.get("train")
+    bundle = training.get("start_from") if isinstance(training, dict) else None
+    if not bundle:
+        return values
+    try:
+        started = tomllib.loads((Path(str(bundle)) / "recipe.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"train.start_from = {bundle!r}: no bundle ({error}); training writes runs/NAME/bundle, and `pocketclip "
+            "convert` makes one of others' weights"
+        ) from None
+    values = with_sizes(values)
+    for section, own in STARTED.items():
+        given = values.get(section, {})
+        if isinstance(given, dict):
+            found = {key: value for key, value in started.get(section, {}).items() if key not in own}
+            values = values | {section: found | given}
+    return values
 
 
 def override(recipe: Recipe, overrides: Sequence[str], allowed: tuple[str, ...]) -> Recipe:
@@ -50,7 +94,7 @@ def override(recipe: Recipe, overrides: Sequence[str], allowed: tuple[str, ...])
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
     """Nested values -> a checked recipe; `source` is named in errors."""
     try:
-        return Recipe.model_validate_json(json.dumps(values, default=str))
+        return Recipe.model_validate_json(json.dumps(with_sizes(values), default=str))
     except ValidationError as error:
         raise RecipeError("; ".join(f"{source}: {_explain(dict(e))}" for e in error.errors())) from None
 
@@ -93,6 +137,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise RecipeError(f"{override!r} is no override; write key=value, for example train.epochs=5")
     *sections, last = key.strip().split(".")
+    if last == "size" and sections and sections[0] in SIZED and isinstance(values.get(sections[0], {}), dict):
+        without_sizes(values, sections[0])  # another size replaces what an earlier one, or the file, had said
     target = values
     for section in sections:
         target = target.setdefault(section, {})

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from pocketclip.show.run import Pixels
+from pocketclip.data.images import Pixels
 from pocketclip.show.text import fitted, installed_families
 
 Table = list[dict[str, Any]]

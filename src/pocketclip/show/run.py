@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from pocketclip.data.images import BadImage, decode
+from pocketclip.data.images import BadImage, Pixels, open_image, to_square
 from pocketclip.data.shards import Split, read_manifest
 from pocketclip.errors import DataError
 from pocketclip.evaluate.results import Result, read_lines, read_results
 from pocketclip.recipe.schema import Recipe
-from pocketclip.recipe.toml import load_recipe
+from pocketclip.recipe.toml import load_resolved
 
 Vectors = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class EvaluatedSplit:
         try:
             if not 0 <= row < len(shards) or not set(prediction["captions"]) <= set(shards.captions(row)):
                 raise BadImage("other captions than it was evaluated with")
-            return decode(shards.image(row), size)
+            return to_square(open_image(shards.image(row)), size)
         except BadImage as error:
             raise DataError(f"{shards.folder}: row {row} of {shards.name}: {error}; evaluate the run again") from None
 
@@ -82,7 +81,7 @@ class FinishedRun:
         self.folder = folder
         training = f"`pocketclip train` writes it; is {folder} a run's folder?"
         recipe = _existing(folder / "recipe.toml", training)
-        self.recipe: Recipe = load_recipe(recipe)
+        self.recipe: Recipe = load_resolved(recipe)
         self.recipe_text = recipe.read_text(encoding="utf-8")
         self.environment = _json_object(folder / "environment.json", training)
         self.metrics = read_lines(_existing(folder / "metrics.jsonl", training))

@@ -14,7 +14,8 @@ from pocketclip.device import Device, choose_device
 from pocketclip.errors import TrainingError
 from pocketclip.model.budget import Budget, count_budget
 from pocketclip.recipe.schema import Recipe
-from pocketclip.train.loop import Learner, memory_in_use, open_tokenizer, require_pairs
+from pocketclip.train.learner import Learner
+from pocketclip.train.loop import memory_in_use, open_tokenizer, require_pairs
 
 WARM_STEPS, TIMED_STEPS = 3, 9
 

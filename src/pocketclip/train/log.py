@@ -2,8 +2,9 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,9 +13,15 @@ from pocketclip.errors import TrainingError
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, appended; cut back to a checkpoint's length when a run goes on."""
+    """metrics.jsonl: one JSON object a line, appended; cut back to a checkpoint's length when a run goes on.
 
-    def __init__(self, path: Path, length: int) -> None:
+    path: None for a rank that keeps no log.
+    """
+
+    def __init__(self, path: Path | None, length: int) -> None:
+        if path is None:
+            self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+            return
         try:
             self._file = path.open("ab")
             self._file.truncate(min(length, path.stat().st_size))  # a longer one would be filled up with zeros

@@ -1,6 +1,5 @@
 """The training loop: a recipe and shards in, a run folder with a bundle out."""
 
-import json
 import math
 import signal
 import threading
@@ -15,81 +14,24 @@ from typing import Any
 
 import psutil
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from pocketclip.bundle import save_bundle
 from pocketclip.data.batches import Batch, TrainingBatches, load_batches
-from pocketclip.data.images import normalise
 from pocketclip.data.shards import Split
-from pocketclip.device import Device, choose_device, describe_environment
+from pocketclip.device import Device, choose_device
 from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerError, TrainingError
-from pocketclip.files import remove_unfinished, whole_file
-from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
-from pocketclip.recipe.toml import differences, load_recipe, to_toml
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 from pocketclip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pocketclip.train.learner import Learner
 from pocketclip.train.log import MetricsLog, ProgressLine
-from pocketclip.train.losses import contrastive_loss
-from pocketclip.train.optimizer import build_optimizer
+from pocketclip.train.ranks import Ranks, open_ranks
+from pocketclip.train.run_folder import alone_in, check_folder, prepare_folder
 from pocketclip.train.schedule import learning_rate
 
 LOG_EVERY = 10
-LOCK = "training.lock"
-CHANGEABLE = ("data.workers", "train.checkpoint_minutes", "evaluate.")  # settings that cannot change the weights
-
-
-class Learner:
-    """A model with its optimizer on a device: what one step needs."""
-
-    def __init__(self, recipe: Recipe, device: Device, steps: int) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.device, self.steps = recipe, device, steps
-        self.model = CLIP(recipe).to(device.device).train()
-        self.optimizer = build_optimizer(self.model, recipe.train)
-
-    def step(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """One optimisation step; returns the loss and the gradient's length before clipping, still on the device.
-
-        number: 0 for the first step of the run; it sets the learning rate.
-        """
-        settings = self.recipe.train
-        device = self.device.device
-        tokens = batch.tokens.to(device, non_blocking=True)
-        with self.device.autocast():
-            images = self.model.encode_images(normalise(batch.pixels.to(device, non_blocking=True), self.recipe.image))
-            texts = self.model.encode_texts(tokens, batch.ends.to(device, non_blocking=True))
-        loss = contrastive_loss(images, texts, self.model.scale(), tokens, settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        length = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        rate = learning_rate(number, self.steps, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.clamp_scale()
-        return loss.detach(), length.detach()
-
-    def state(self) -> dict[str, Any]:
-        """All that the next step depends on, but for the data's position."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        if self.device.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state()
-        return state
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over a state that `state` gave."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if "random_cuda" in state and self.device.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"])
 
 
 @dataclass
@@ -103,30 +45,45 @@ class Tally:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass
+class Counted:
+    """What this rank has counted since the last line of the log."""
+
+    pairs: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
 def train(recipe: Recipe, folder: Path, console: Console) -> Path:
     """Train a model, or go on with a run that was stopped; returns the bundle's folder.
 
-    folder: the run's own; it must be new, empty, or hold a run of the same recipe.
+    folder: the run's own; it must be new, empty, or hold a run of the same recipe. Under `torchrun` every process calls
+    this; each makes its part of the batches, and the first writes the files and speaks.
 
     Raises TrainingError, CheckpointError, DataError or TokenizerError, and Stopped after Ctrl-C or SIGTERM.
     """
     device = choose_device(recipe.train.device, recipe.train.precision)
+    with open_ranks(device.device) as ranks:
+        return _train(recipe, folder, console, device, ranks)
+
+
+def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks: Ranks) -> Path:
+    """The same as one of the ranks."""
     split = Split(recipe.data.folder, recipe.data.split)
     tokenizer = open_tokenizer(recipe)
-    batches = TrainingBatches(split, recipe, tokenizer.encode)
+    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count)
     bundle = folder / "bundle"
-    check_folder(folder, recipe)
-    with alone_in(folder):
-        if bundle.exists():
+    ranks.first_does(lambda: check_folder(folder, recipe))
+    with alone_in(folder, ranks):
+        if ranks.first_does(bundle.exists):
             console.print(f"{bundle} is complete; delete {folder} to train it anew")
             return bundle
-        prepare_folder(folder, recipe, device)
-        learner = Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs)
+        ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
+        learner = Learner(recipe, device, batches.steps_per_epoch * recipe.train.epochs, ranks)
         run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
         run.resume()
         run.go()
         summary = {"steps": run.learner.steps, **vars(run.tally)}
-        save_bundle(bundle, run.learner.model, recipe, tokenizer, summary)
+        ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
     return bundle
 
 
@@ -143,13 +100,13 @@ class Run:
         vocabulary: str,
     ) -> None:
         self.recipe, self.folder, self.console = recipe, folder, console
-        self.learner, self.batches = learner, batches
-        self.start, self.tally = 0, Tally(dropped=dict(batches.split.dropped))
+        self.learner, self.batches, self.ranks = learner, batches, learner.ranks
+        self.start, self.tally, self.here = 0, Tally(dropped=dict(batches.split.dropped)), Counted()
         self.data = {"rows": len(batches.split), "data": batches.split.fingerprint(), "tokenizer": vocabulary}
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
-        checkpoint = load_checkpoint(self.folder / "checkpoint")
+        checkpoint = self.ranks.first_does(lambda: load_checkpoint(self.folder / "checkpoint"))
         if checkpoint is None:
             return
         changed = [what for what, value in self.data.items() if checkpoint.description.get(what) != value]
@@ -166,22 +123,22 @@ class Run:
         """Train from `start` to the end of the run, saving on the way."""
         steps = self.learner.steps
         lines = ProgressLine(self.console, steps, self.start)
-        log = MetricsLog(self.folder / "metrics.jsonl", self.tally.metrics_bytes)
+        log = MetricsLog(self.folder / "metrics.jsonl" if self.ranks.first else None, self.tally.metrics_bytes)
         batches = load_batches(self.batches, self.start, steps, self.recipe.data.workers)
         before, losses = self.tally.seconds, list[Tensor]()
         began = saved = time.monotonic()
-        with stop_requested() as stop, log as metrics, lines:
+        with stop_requested(once=self.ranks.count == 1) as stop, log as metrics, lines:
             for done, batch in enumerate(batches, start=self.start + 1):
                 self._count(batch)
                 loss, gradient = self.learner.step(batch, done - 1)
                 losses.append(loss)
-                stopping = stop.is_set() and done < steps
+                stopping = self.ranks.any(stop.is_set()) and done < steps
                 if done % LOG_EVERY == 0 or done == steps or stopping:
                     self.tally.seconds = before + time.monotonic() - began
                     self._log(metrics, lines, done, losses, float(gradient))
                     losses = []
                 due = time.monotonic() - saved > self.recipe.train.checkpoint_minutes * 60
-                if stopping or done == steps or (due and not losses):
+                if stopping or done == steps or (not losses and self.ranks.any(due)):
                     self._save(metrics, done)
                     saved = time.monotonic()
                 if stopping:
@@ -190,10 +147,19 @@ class Run:
                     )
 
     def _count(self, batch: Batch) -> None:
-        self.tally.pairs += len(require_pairs(batch, self.batches.split).pixels)
-        self.tally.dropped = dict(Counter(self.tally.dropped) + batch.dropped)
+        self.here.pairs += len(require_pairs(batch, self.batches.split).pixels)
+        self.here.dropped.update(batch.dropped)
+
+    def _count_all_ranks(self) -> None:
+        """Add what all ranks have counted since the last time to the run's tally."""
+        total = Counter(self.tally.dropped)
+        for one in self.ranks.gather_objects(self.here):
+            self.tally.pairs += one.pairs
+            total += one.dropped
+        self.tally.dropped, self.here = dict(total), Counted()
 
     def _log(self, metrics: MetricsLog, lines: ProgressLine, done: int, losses: list[Tensor], gradient: float) -> None:
+        self._count_all_ranks()
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss) or not math.isfinite(gradient):
             raise TrainingError(
@@ -208,7 +174,7 @@ class Run:
                 "step": done,
                 "epoch": done / self.batches.steps_per_epoch,
                 "loss": loss,
-                "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+                "learning_rate": learning_rate(done - 1, self.learner.steps, self.recipe.train),
                 "scale": float(self.learner.model.scale().detach()),
                 "gradient_norm": gradient,
                 "pairs": self.tally.pairs,
@@ -236,7 +202,8 @@ class Run:
     def _save(self, metrics: MetricsLog, step: int) -> None:
         self.tally.metrics_bytes = metrics.sync()
         description = {**self.data, "tally": vars(self.tally)}
-        save_checkpoint(self.folder / "checkpoint", Checkpoint(step, self.learner.state(), description))
+        checkpoint = Checkpoint(step, self.learner.state(), description)
+        self.ranks.first_does(lambda: save_checkpoint(self.folder / "checkpoint", checkpoint))
 
 
 def require_pairs(batch: Batch, split: Split) -> Batch:
@@ -248,8 +215,8 @@ def require_pairs(batch: Batch, split: Split) -> Batch:
 
 
 def open_tokenizer(recipe: Recipe) -> CaptionTokenizer:
-    """The data folder's tokenizer, checked against the recipe."""
-    path = Path(recipe.data.folder) / "tokenizer.json"
+    """The data folder's tokenizer, or that of the bundle that training starts from, checked against the recipe."""
+    path = Path(recipe.train.start_from or recipe.data.folder) / "tokenizer.json"
     tokenizer = load_tokenizer(path, recipe.text_tower.context_length, recipe.tokenizer.mend)
     if tokenizer.lowercase != recipe.tokenizer.lowercase:
         raise TokenizerError(
@@ -264,60 +231,12 @@ def open_tokenizer(recipe: Recipe) -> CaptionTokenizer:
     return tokenizer
 
 
-def check_folder(folder: Path, recipe: Recipe) -> None:
-    """Raise TrainingError if a folder holds a run of another recipe, or something else than a run."""
-    kept = folder / "recipe.toml"
-    if kept.exists():
-        changed = [key for key in differences(load_recipe(kept), recipe) if not key.startswith(CHANGEABLE)]
-        if changed:
-            raise TrainingError(
-                f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); choose another name=..., "
-                f"or delete the folder"
-            )
-    elif folder.exists() and any(file.name != LOCK and not file.name.endswith(".part") for file in folder.iterdir()):
-        raise TrainingError(f"{folder}: is not empty and holds no run; choose another name=...")
-
-
-def prepare_folder(folder: Path, recipe: Recipe, device: Device) -> None:
-    """Write recipe.toml and environment.json, as they are for this start; a killed process's leftovers go."""
-    texts = {
-        "recipe.toml": to_toml(recipe),
-        "environment.json": json.dumps(describe_environment(device), indent=2) + "\n",
-    }
-    try:
-        remove_unfinished(folder, "*")
-        for name, text in texts.items():
-            with whole_file(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another run folder") from None
-
-
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; raises TrainingError while another process trains in it.
+def stop_requested(once: bool = True) -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set while the block runs.
 
-    The system lets go of the lock when its process ends, however that happens.
+    once: a second one of them acts as usual; else it changes nothing, as `torchrun` sends SIGTERM after a Ctrl-C.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise TrainingError(
-            f"{folder}: another process is training in it; wait for it, or choose another name=..."
-        ) from None
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another run folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set while the block runs; a second one of them acts as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -326,7 +245,7 @@ def stop_requested() -> Iterator[threading.Event]:
 
     def request(_number: int, _frame: FrameType | None) -> None:
         stop.set()
-        for one, handler in previous.items():
+        for one, handler in previous.items() if once else ():
             signal.signal(one, handler)
 
     for one in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,88 @@
+"""The softmax loss beside OpenCLIP's `ClipLoss`: time, peak memory, values and gradients of one batch.
+
+    python benchmarks/loss_vs_openclip.py --pairs 32768
+
+Each turn is a process of its own, forward and backward in float32; the sides take turns. Memory is what the process had
+at most (VmHWM, the kernel's own count of resident pages) beyond what it had with the inputs made. Needs OpenCLIP
+(benchmarks/openclip.py says how to install it).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from openclip import import_open_clip
+from pocketclip.train.losses import softmax_loss
+
+
+def resident(what: str) -> float:
+    """MB that this process has (VmRSS), or had at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(what)).split()[1]) / 1e3
+
+
+def turn(side: str, pairs: int, width: int, scale: float, output: Path) -> None:
+    """One side's loss and gradients, written to a file; prints seconds and MB."""
+    generator = torch.Generator().manual_seed(0)
+    # Texts are images with twice as much noise, so that losses and gradients are those of a half-trained model.
+    images = F.normalize(torch.randn(pairs, width, generator=generator), dim=1)
+    texts = F.normalize(images + torch.randn(pairs, width, generator=generator) * 2 * width**-0.5, dim=1)
+    inputs = [images.requires_grad_(), texts.requires_grad_(), torch.tensor(scale, requires_grad=True)]
+    small = [inputs[0][:64], inputs[1][:64], inputs[2]]
+    if side == "ours":
+        numbers = torch.arange(pairs)
+        softmax_loss(*small, numbers[:64]).backward()
+    else:
+        loss_of = import_open_clip().ClipLoss()
+        loss_of(*small).backward()
+    for one in inputs:
+        one.grad = None
+    before, began = resident("VmRSS"), time.perf_counter()
+    loss = softmax_loss(*inputs, numbers) if side == "ours" else loss_of(*inputs)
+    loss.backward()
+    print(time.perf_counter() - began, resident("VmHWM") - before)
+    torch.save([loss.detach(), *(one.grad for one in inputs)], output)
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=32_768)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--scale", type=float, default=30.0, help="what cosines are multiplied with")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.side:
+        turn(asked.side[0], asked.pairs, asked.width, asked.scale, Path(asked.side[1]))
+        return
+    figures: dict[str, list[tuple[float, float]]] = {"ours": [], "OpenCLIP": []}
+    sizes = ["--pairs", str(asked.pairs), "--width", str(asked.width), "--scale", str(asked.scale)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {side: Path(folder) / side for side in figures}
+        for number in range(asked.rounds):
+            for side, found in figures.items():
+                command = [sys.executable, __file__, *sizes, "--side", side, str(files[side])]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                seconds, megabytes = map(float, done.stdout.split())
+                found.append((seconds, megabytes))
+                print(f"round {number + 1}: {side:8s} {seconds:7.2f} s {megabytes:9,.0f} MB", flush=True)
+        results = [torch.load(files[side]) for side in figures]
+    ours, peer = ([statistics.median(column) for column in zip(*figures[side], strict=True)] for side in figures)
+    time_ratio, memory_ratio = (one / other for one, other in zip(ours, peer, strict=True))
+    print(f"medians: time {time_ratio:.2f} of OpenCLIP's, memory {memory_ratio:.4f} (1/{1 / memory_ratio:.1f})")
+    for name, one, other in zip(("loss", "images", "texts", "scale"), *results, strict=True):
+        # Gradients are of the size 1/pairs: they are compared as shares of their largest entry.
+        difference = (one - other).abs().max() / other.abs().max()
+        print(f"{name}: largest difference {difference:.1e} of the largest value, {other.abs().max():.3g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""One optimisation step: a batch in, moved weights out."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pocketclip.data.batches import Batch
+from pocketclip.data.images import normalise
+from pocketclip.device import Device
+from pocketclip.model.clip import CLIP
+from pocketclip.recipe.schema import Recipe
+from pocketclip.train.average import AveragedModel
+from pocketclip.train.grad_cache import Embeddings, cached_backward
+from pocketclip.train.losses import ALONE, caption_numbers, sigmoid_loss, softmax_loss
+from pocketclip.train.optimizer import Optimizer
+from pocketclip.train.ranks import Ranks
+from pocketclip.train.schedule import learning_rate
+from pocketclip.train.start import interpolate, lock, start_from
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a batch, on the device: uint8 pixels, token ids, end positions."""
+
+    pixels: Tensor
+    tokens: Tensor
+    ends: Tensor
+
+
+class Towers(nn.Module):
+    """Both towers of a model; the temperature stays outside."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.visual, self.text = model.visual, model.text
+        self.encode_images, self.encode_texts = model.encode_images, model.encode_texts
+
+    def forward(self, pixels: Tensor, tokens: Tensor, ends: Tensor) -> Embeddings:
+        """Normalised pixels, token ids and end positions -> embeddings of images and of captions."""
+        return self.encode_images(pixels), self.encode_texts(tokens, ends)
+
+
+class Learner:
+    """A model with its optimizer on a device.
+
+    ranks: the processes that each hold a part of the batch, and all the same model.
+    """
+
+    def __init__(self, recipe: Recipe, device: Device, steps: int, ranks: Ranks = ALONE) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device, self.steps, self.ranks = recipe, device, steps, ranks
+        self.model = CLIP(recipe).to(device.device).train()
+        self.model.recompute_blocks(recipe.train.recompute)
+        self.start: dict[str, Tensor] | None = None  # the weights before training, where they are needed again
+        if recipe.train.start_from:
+            start_from(self.model, Path(recipe.train.start_from))
+            lock(self.model, recipe)
+            if recipe.train.interpolation < 1:
+                self.start = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        self.towers = self._towers()
+        self.optimizer = Optimizer(self.model, recipe.train)
+        self.average = AveragedModel(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
+
+    def _towers(self) -> nn.Module:
+        """Both towers in one forward pass, whose gradients are averaged over the ranks as they come."""
+        towers = Towers(self.model)
+        if self.ranks.count == 1:
+            return towers
+        device = self.device.device
+        if device.type == "cuda":  # elsewhere torch has none: a batch norm there sees its rank's part of the batch
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+        return DistributedDataParallel(towers, device_ids=[device] if device.type == "cuda" else None)
+
+    def step(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        """One optimisation step; returns the loss and the gradient's length before clipping, still on the device.
+
+        batch: this rank's part of it. number: 0 for the first step of the run; it sets the learning rate, and with the
+        seed and the rank all that is random in the step.
+        """
+        seeds = np.random.SeedSequence([self.recipe.seed, number, self.ranks.rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        loss = self.backward(batch)
+        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
+        self.optimizer.step(learning_rate(number, self.steps, self.recipe.train))
+        self.model.clamp_scale()
+        if self.average:
+            self.average.update(self.model, number)
+        return loss, length.detach()
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Give every parameter its gradient, that of the batch of all ranks; returns the loss of that."""
+        tokens, ends = (one.to(self.device.device, non_blocking=True) for one in (batch.tokens, batch.ends))
+        captions = caption_numbers(tokens, ends)
+
+        def loss_of(images: Tensor, texts: Tensor) -> Tensor:
+            return self._loss(images, texts, captions) * self.ranks.count  # as the gradients are averaged
+
+        parts = self._parts(batch.pixels, tokens, ends)
+        not_last = self.towers.no_sync if isinstance(self.towers, DistributedDataParallel) else nullcontext
+        loss = cached_backward(parts, self._embed, loss_of, self.model, not_last)
+        for parameter in (self.model.logit_scale, self.model.logit_bias):  # of no tower
+            if self.ranks.count > 1 and parameter is not None and parameter.grad is not None:
+                parameter.grad = self.ranks.sum(parameter.grad) / self.ranks.count
+        return self.ranks.sum(loss) / self.ranks.count
+
+    def _parts(self, pixels: Tensor, tokens: Tensor, ends: Tensor) -> list[Part]:
+        """The batch in parts of nearly equal size, the pixels of each on the device when it is its turn."""
+        size = self.recipe.train.chunk_size
+        count = math.ceil(len(pixels) / size) if size else 1
+        columns = (one.tensor_split(max(1, count)) for one in (pixels, tokens, ends))
+        return [Part(*some) for some in zip(*columns, strict=True)]
+
+    def _embed(self, part: Part) -> Embeddings:
+        pixels = part.pixels.to(self.device.device, non_blocking=True)
+        with self.device.autocast():
+            found: Embeddings = self.towers(normalise(pixels, self.recipe.image), part.tokens, part.ends)
+        return found
+
+    def _loss(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
+        """The share of this rank in the loss."""
+        scale, bias = self.model.scale(), self.model.logit_bias
+        if bias is not None:
+            return sigmoid_loss(images, texts, scale, bias, captions, self.ranks)
+        return softmax_loss(images, texts, scale, captions, self.recipe.train.label_smoothing, self.ranks)
+
+    def finished(self) -> CLIP:
+        """The model that the bundle gets, when training has ended: averaged, interpolated, as the recipe says."""
+        model = self.average.model if self.average else self.model
+        assert isinstance(model, CLIP)
+        if self.start is not None:
+            interpolate(model, self.start, self.recipe.train.interpolation)
+            self.start = None
+        return model
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, but for the data's position."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state(),
+        }
+        if self.average:
+            state["average"] = self.average.state()
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state that `state` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.restore(state["optimizer"])
+        if self.average:
+            self.average.restore(state["average"])
