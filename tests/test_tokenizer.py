@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from pocketclip.errors import TokenizerError
 from pocketclip.recipe.schema import TokenizerSettings
-from pocketclip.tokenizer import END, START, CaptionTokenizer, learn_tokenizer, load_tokenizer
+from pocketclip.tokenizer import END, START, CaptionTokenizer, learn_tokenizer, load_tokenizer, mended
 
 CAPTIONS = ["woman firefighter medium skin tone", "man firefighter", "medium-dark skin tone", "red circle"] * 3
 
@@ -75,3 +76,42 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: cannot be read"):
         load_tokenizer(path, 10)
+
+
+def test_a_caption_that_names_the_end_token_ends_there(tokenizer: CaptionTokenizer) -> None:
+    """As it does for Hugging Face and OpenCLIP, which look for the first one."""
+    tokens, ends = tokenizer.encode([f"man{END} firefighter", "man", END, ""])
+    assert ends.tolist() == [2, 2, 1, 1]
+    assert (tokens[0, :3] == tokens[1, :3]).all()
+
+
+@pytest.mark.parametrize(
+    ("broken", "clean"),
+    [
+        ("caf&eacute; &amp;amp; bar", "café & bar"),
+        ("“red”  \n circle’s\u3000", '"red" circle\'s'),
+        ("SchÃ¶n ﬁne", "Schön fine"),
+        ("ＲＥＤ\x07", "RED"),
+        ("ΟΔΟΣ", "οδος"),  # as Python folds it, not letter by letter
+    ],
+)
+def test_captions_are_mended_where_the_recipe_says_so(broken: str, clean: str) -> None:
+    learned = learn_tokenizer(CAPTIONS, TokenizerSettings(vocabulary_size=320))
+    mending = CaptionTokenizer(learned, 50, mend=True)
+    (found,), (wanted,) = mending.encode([broken])[0], mending.encode([clean])[0]
+    assert found.tolist() == wanted.tolist()
+    assert CaptionTokenizer(learned, 50).encode([broken])[0].tolist() != [wanted.tolist()]
+    assert list(mended([broken.upper()], lowercase=False)) != list(mended([broken.upper()], lowercase=True))
+
+
+def test_a_vocabulary_is_learned_from_mended_captions() -> None:
+    settings = TokenizerSettings(vocabulary_size=300, mend=True)
+    broken = learn_tokenizer(["SchÃ¶n &amp; gut"] * 3, settings)
+    assert broken.get_vocab() == learn_tokenizer(["schön & gut"] * 3, settings).get_vocab()
+
+
+def test_without_ftfy_mending_is_refused(monkeypatch: pytest.MonkeyPatch, tokenizer: CaptionTokenizer) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.mend: needs the package ftfy.*pocketclip\[convert\]"):
+        CaptionTokenizer(tokenizer.tokenizer, 12, mend=True).encode(["man"])
+    tokenizer.encode(["man"])

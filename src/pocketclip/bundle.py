@@ -109,7 +109,7 @@ def load(folder: Path | str, device: str = "auto") -> Bundle:
     folder = Path(folder)
     description = _checked_description(folder)
     recipe = load_resolved(folder / RECIPE)
-    tokenizer = load_tokenizer(folder / TOKENIZER, recipe.text_tower.context_length)
+    tokenizer = load_tokenizer(folder / TOKENIZER, recipe.text_tower.context_length, recipe.tokenizer.mend)
     chosen = choose_device(device, recipe.train.precision)
     model = CLIP(recipe)
     try:

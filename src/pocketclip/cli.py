@@ -288,6 +288,32 @@ def evaluate(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A bundle; a folder of OpenCLIP's or Hugging Face's; a file of CLIP's weights.")
+    ],
+    destination: Annotated[Path, typer.Argument(help="A folder that is not there yet, or is empty.")],
+    to: Annotated[
+        Literal["bundle", "open_clip", "huggingface", "onnx"] | None,
+        typer.Option(help="The format to write; else a bundle.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json or OpenAI's merges, if SOURCE has none.", show_default=False)
+    ] = None,
+    activation: Annotated[
+        Literal["gelu", "quick_gelu"] | None,
+        typer.Option(help="If SOURCE does not say.", show_default=False),
+    ] = None,
+) -> None:
+    """Turn others' weights into a bundle, or a bundle into an OpenCLIP, Hugging Face or ONNX folder."""
+    from pocketclip.convert.convert import convert as run
+
+    converted = run(source, destination, to, tokenizer, activation)
+    compared = ", ".join(f"{difference:.1e} ({who})" for who, difference in converted.differences.items())
+    console.print(f"{destination}: {converted.format}; embeddings differ by at most {compared}", highlight=False)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and evaluated: runs/NAME.")]) -> None:
     """Draw the figures of a run and put them into one page."""
     from pocketclip.show.report import write_report

@@ -6,6 +6,7 @@
     ├── DataError         shards, an index or a manifest: missing, damaged, empty
     ├── TokenizerError    a vocabulary that cannot be learned or does not fit the model
     ├── BundleError       a trained model's folder: missing, damaged, of another version
+    ├── ConvertError      another project's model that cannot be read, or a bundle that it cannot hold
     ├── CheckpointError   what a run needs to go on: damaged, or of another recipe
     ├── TrainingError     training cannot go on: NaN loss, an unwritable run folder
     └── EngineError       workers that died, a Ray cluster that cannot be reached
@@ -42,6 +43,10 @@ class TokenizerError(PocketCLIPError):
 
 class BundleError(PocketCLIPError):
     """A bundle that cannot be read or written."""
+
+
+class ConvertError(PocketCLIPError):
+    """Another project's model that cannot be read, or a bundle that its format cannot hold."""
 
 
 class CheckpointError(PocketCLIPError):

@@ -5,6 +5,7 @@ the files load in `transformers.AutoTokenizer`.
 """
 
 import hashlib
+import html
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,13 +22,17 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 class CaptionTokenizer:
-    """A vocabulary together with the length to which captions are cut."""
+    """A vocabulary together with the length to which captions are cut.
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
+    mend: whether captions are first mended as OpenAI's tokenizer does it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int, mend: bool = False) -> None:
         start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
         if start is None or end is None:
             raise TokenizerError(f"the vocabulary lacks {START} or {END}; learn one with `pocketclip tokenizer`")
-        self.tokenizer, self.context_length, self.end = tokenizer, context_length, end
+        self.tokenizer, self.context_length, self.mend = tokenizer, context_length, mend
+        self.start, self.end = start, end
         tokenizer.no_padding()
         tokenizer.enable_truncation(context_length)
 
@@ -46,17 +51,18 @@ class CaptionTokenizer:
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, captions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Captions -> ids [captions, longest of them] and the position of each one's end token [captions].
+        """Captions -> ids [captions, longest of them] and the position of each one's first end token [captions].
 
         Shorter captions are filled up with the end token; a longer one than the context length is cut and still ends
-        with it.
+        with it. A caption that has the end token's name in it ends there, as it does for OpenCLIP and Hugging Face.
         """
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(captions))]
-        lengths = np.array([len(one) for one in ids], dtype=np.int64)
-        tokens = np.full((len(ids), int(lengths.max(initial=0))), self.end, dtype=np.int64)
+        texts = mended(captions, self.lowercase) if self.mend else captions
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        tokens = np.full((len(ids), max(map(len, ids), default=0)), self.end, dtype=np.int64)
         for row, one in enumerate(ids):
             tokens[row, : len(one)] = one
-        return tokens, lengths - 1
+        ends = (tokens == self.end).argmax(axis=1) if ids else np.zeros(0)
+        return tokens, ends.astype(np.int64)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, for `AutoTokenizer.from_pretrained(folder)`."""
@@ -71,6 +77,22 @@ class CaptionTokenizer:
         save_tokenizer(self.tokenizer, folder / "tokenizer.json")
         with whole_file(folder / "tokenizer_config.json") as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def mended(captions: Iterable[str], lowercase: bool) -> Iterator[str]:
+    """Give captions as OpenAI's CLIP and OpenCLIP clean them first (`basic_clean`, `whitespace_clean`).
+
+    Raises TokenizerError if the package ftfy is missing.
+    """
+    try:
+        from ftfy import fix_text
+    except ImportError:
+        raise TokenizerError(
+            "tokenizer.mend: needs the package ftfy; install it with: pip install 'pocketclip[convert]'"
+        ) from None
+    for caption in captions:
+        text = " ".join(html.unescape(html.unescape(fix_text(caption))).split())
+        yield text.lower() if lowercase else text
 
 
 def learn_tokenizer(captions: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
@@ -89,7 +111,7 @@ def learn_tokenizer(captions: Iterable[str], settings: TokenizerSettings) -> Tok
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    counted = _Counted(captions)
+    counted = _Counted(mended(captions, settings.lowercase) if settings.mend else captions)
     tokenizer.train_from_iterator(counted, trainer)
     if not counted.seen:
         raise TokenizerError("there are no captions to learn a tokenizer from")
@@ -105,7 +127,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
         temporary.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
-def load_tokenizer(path: Path, context_length: int) -> CaptionTokenizer:
+def load_tokenizer(path: Path, context_length: int, mend: bool = False) -> CaptionTokenizer:
     """Read tokenizer.json; raises TokenizerError if it is missing or damaged."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -114,7 +136,7 @@ def load_tokenizer(path: Path, context_length: int) -> CaptionTokenizer:
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path}: cannot be read: {error}") from None
     try:
-        return CaptionTokenizer(Tokenizer.from_str(text), context_length)
+        return CaptionTokenizer(Tokenizer.from_str(text), context_length, mend)
     except TokenizerError:
         raise
     except Exception as error:  # the library raises bare Exception for a damaged file

@@ -183,12 +183,12 @@ class Transformer(nn.Module):
         """Each token sees itself and those before it; read at the positions `ends` [batch] -> [batch, width].
 
         What stands after an end cannot be seen from it. On the CPU it is not computed at all; on a GPU finding out how
-        much there is to compute would stop the queue.
+        much there is to compute would stop the queue, and a graph for other programs has no place for it.
         """
         batch, tokens = x.shape[:2]
         places = torch.arange(tokens, device=x.device)
         before = places <= ends[:, None]
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and not torch.compiler.is_exporting():
             # Rounded up by some padding after all, as each new number of rows costs a newly compiled product.
             computed = math.ceil(int(before.sum()) / PACKED_MULTIPLE) * PACKED_MULTIPLE
             filled = before.flatten().logical_not().argsort(stable=True)[:computed]

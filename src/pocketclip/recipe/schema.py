@@ -166,6 +166,11 @@ class TokenizerSettings(Settings):
         16384, description="entries: 256 bytes, 2 special tokens, the rest merges"
     )
     lowercase: bool = Field(True, description="fold capitals before splitting, as OpenAI's tokenizer does")
+    mend: bool = Field(
+        False,
+        description="mend captions first, as OpenAI's tokenizer does: broken Unicode, HTML entities, curly quotes, "
+        "white space; needs the package `ftfy`",
+    )
 
 
 class TransformerSettings(Settings):

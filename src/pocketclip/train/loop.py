@@ -223,7 +223,7 @@ def require_pairs(batch: Batch, split: Split) -> Batch:
 def open_tokenizer(recipe: Recipe) -> CaptionTokenizer:
     """The data folder's tokenizer, or that of the bundle that training starts from, checked against the recipe."""
     path = Path(recipe.train.start_from or recipe.data.folder) / "tokenizer.json"
-    tokenizer = load_tokenizer(path, recipe.text_tower.context_length)
+    tokenizer = load_tokenizer(path, recipe.text_tower.context_length, recipe.tokenizer.mend)
     if tokenizer.lowercase != recipe.tokenizer.lowercase:
         raise TokenizerError(
             f"{path}: was learned with tokenizer.lowercase = {str(tokenizer.lowercase).lower()}; run `pocketclip "
