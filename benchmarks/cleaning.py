@@ -24,7 +24,7 @@ from pocketclip.clean.captions import LANGUAGE, why_not
 from pocketclip.clean.duplicates import BITS, GRID, GRID_SIDE, HASH_SIDE, Looks, colour_grid, colours_agree
 from pocketclip.data.images import open_image
 from pocketclip.data.openmoji import rows
-from pocketclip.recipe.schema import CleanSettings
+from pocketclip.recipe.collecting import CleanSettings
 
 Change = Callable[[Image.Image], Image.Image]
 Hash = Callable[[Image.Image], NDArray[np.bool_]]

@@ -104,7 +104,7 @@ def table(path: Path, rows: int, images: int, port: int, refused: int) -> list[s
 def ours(rows: Path, folder: Path, shard: int, size: int, processes: int, timeout: int) -> float:
     """Fetch with PocketCLIP; returns seconds."""
     from pocketclip.engine import open_engine
-    from pocketclip.recipe.schema import FetchSettings
+    from pocketclip.recipe.collecting import FetchSettings
 
     settings = FetchSettings(
         allow_private=True, timeout=timeout, retries=1, quality=90, rows_per_shard=shard,

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from pocketclip.collect.words import count_words
 from pocketclip.engine import open_engine
-from pocketclip.recipe.schema import WordsSettings
+from pocketclip.recipe.collecting import WordsSettings
 
 
 def ours(dump: Path, processes: int) -> tuple[float, Counter[str]]:

@@ -15,7 +15,7 @@ from pocketclip.clean.choose import Part, Rows
 from pocketclip.clean.features import Look, look_at_shard
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import write_shards
-from pocketclip.recipe.schema import CleanSettings
+from pocketclip.recipe.collecting import CleanSettings
 
 LETTERS = st.text("ab ", max_size=12)
 

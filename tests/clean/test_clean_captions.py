@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pocketclip.clean.captions import _BOILERPLATE, BOILERPLATE, LANGUAGE, TOO_LONG, WHOLE, why_not
 from pocketclip.errors import DataError
-from pocketclip.recipe.schema import CleanSettings
+from pocketclip.recipe.collecting import CleanSettings
 
 OTHERS = ("es", "pt", "it", "fr", "de", "fa", "id", "zh", "ja", "ko", "ru", "tr", "ar")
 DEFAULT = CleanSettings()

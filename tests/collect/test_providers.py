@@ -13,7 +13,7 @@ from server import ImageServer, openverse_image, page_id, unsplash_photo, wikime
 from pocketclip.collect.found import Found
 from pocketclip.collect.providers import Openverse, Page, Provider, Unsplash, Wikimedia, choose_providers
 from pocketclip.errors import CollectError
-from pocketclip.recipe.schema import SearchSettings
+from pocketclip.recipe.collecting import SearchSettings
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
 UNSPLASH, OPENVERSE, WIKIMEDIA = Unsplash("https://u.example", "key"), Openverse("https://o"), Wikimedia("https://w")

@@ -23,7 +23,7 @@ from pocketclip.collect.found import Found
 from pocketclip.collect.providers import Openverse, Page, Provider, Unsplash, Wikimedia
 from pocketclip.collect.search import FoundFiles, Searched, search_images
 from pocketclip.errors import CollectError, Stopped
-from pocketclip.recipe.schema import SearchSettings
+from pocketclip.recipe.collecting import SearchSettings
 
 CATALOGUE = {"dog": 130, "cat": 3, "red fox": 30}
 WORDS = ("dog", "cat", "nothing", "red fox")
@@ -266,7 +266,7 @@ from pathlib import Path
 from rich.console import Console
 from pocketclip.collect.providers import Openverse, Unsplash, Wikimedia
 from pocketclip.collect.search import search_images
-from pocketclip.recipe.schema import SearchSettings
+from pocketclip.recipe.collecting import SearchSettings
 folder, url, *words = sys.argv[1:]
 providers = [Unsplash(f"{url}/unsplash", "key", 0), Openverse(f"{url}/openverse", 0), Wikimedia(f"{url}/wikimedia", 0)]
 search_images(words, providers, Path(folder), SearchSettings(), Console())

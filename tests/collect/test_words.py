@@ -21,7 +21,7 @@ from pocketclip.collect.word_list import Nouns, chosen_words, common_words, read
 from pocketclip.collect.words import count_piece, count_words, fold
 from pocketclip.engine import open_engine
 from pocketclip.errors import CollectError
-from pocketclip.recipe.schema import WordsSettings
+from pocketclip.recipe.collecting import WordsSettings
 
 ALL = WordsSettings(minimum=0)
 
@@ -138,7 +138,7 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from rich.console import Console\n"
         "from pocketclip.collect import words; from pocketclip.engine import open_engine\n"
-        "from pocketclip.recipe.schema import WordsSettings\n"
+        "from pocketclip.recipe.collecting import WordsSettings\n"
         "words.PIECE_BYTES, words.RUN_SECONDS = 3000, 0.0\n"
         "if __name__ == '__main__':\n"
         "    with open_engine('local', 2) as engine:\n"

@@ -250,3 +250,16 @@ def test_only_a_share_of_the_draws_is_augmented(folder: Path) -> None:
         image.numpy().tobytes() for epoch in range(10) for step in range(3) for image in batches[epoch, step].pixels
     ]
     assert 0.4 < np.mean([image in originals for image in images]) < 0.65
+
+
+def test_several_captions_of_a_row_come_after_each_other_and_differ_where_they_can(folder: Path) -> None:
+    batches = make_batches(small_recipe(folder, image={"shift": 0.0}, caption={"per_image": 3}))
+    tokenizer = load_tokenizer(folder / "tokenizer.json", 16).tokenizer
+    by_image = {
+        decode(batches.split.image(row), batches.image).tobytes(): batches.split.captions(row) for row in range(45)
+    }
+    batch = batches[0, 0]
+    assert len(batch.tokens) == len(batch.ends) == 3 * len(batch.pixels) == 45
+    for image, tokens in zip(batch.pixels, batch.tokens.view(15, 3, -1), strict=True):
+        said = [tokenizer.decode(one.tolist()).strip() for one in tokens]
+        assert set(said) == set(by_image[image.numpy().tobytes()])  # both of the two, and one of them again

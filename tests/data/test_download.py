@@ -27,7 +27,7 @@ from pocketclip.data.download import (
     opted_out,
     retry_after,
 )
-from pocketclip.recipe.schema import FetchSettings
+from pocketclip.recipe.collecting import FetchSettings
 
 
 def picture(width: int = 40, height: int = 30, kind: str = "PNG", colour: str = "teal") -> bytes:

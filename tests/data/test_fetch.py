@@ -210,7 +210,7 @@ from pathlib import Path
 from rich.console import Console
 from pocketclip.data.fetch import fetch
 from pocketclip.engine import open_engine
-from pocketclip.recipe.schema import FetchSettings
+from pocketclip.recipe.collecting import FetchSettings
 
 if __name__ == "__main__":
     rows, folder, again = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "again"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,17 @@ def test_a_locked_tower_needs_no_gradient(folder: Path) -> None:
     one.backward(a_batch())
     assert all(parameter.grad is None for parameter in one.model.visual.parameters())
     assert all(parameter.grad is not None for parameter in one.model.text.parameters())
+
+
+@pytest.mark.parametrize("chunk_size", [0, 3])
+def test_several_captions_an_image_are_the_mean_of_their_losses(chunk_size: int, folder: Path) -> None:
+    recipe = small_recipe(folder, image_tower=NO_STEM, caption={"per_image": 2})
+    one = learner(recipe, chunk_size=chunk_size)
+    batch = a_batch()
+    tokens = torch.randint(2, 300, (16, 6), generator=torch.Generator().manual_seed(1))
+    loss = one.backward(replace(batch, tokens=tokens, ends=torch.full((16,), 5)))
+    singles = []
+    for place in (0, 1):
+        single = learner(small_recipe(folder, image_tower=NO_STEM))
+        singles.append(single.backward(replace(batch, tokens=tokens[place::2], ends=torch.full((8,), 5))))
+    torch.testing.assert_close(loss, torch.stack(singles).mean())

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from pocketclip.errors import DataError
-from pocketclip.recipe.schema import CleanSettings
+from pocketclip.recipe.collecting import CleanSettings
 
 TOO_LONG, BOILERPLATE, LANGUAGE = "too long", "boilerplate", "another language"
 UNLIKELY = 0.001  # a language less probable than this is ruled out; docs/log.md says what that finds and what it costs

@@ -22,7 +22,7 @@ from pocketclip.data.rows import storable
 from pocketclip.data.shards import Shard
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
-from pocketclip.recipe.schema import CleanSettings
+from pocketclip.recipe.collecting import CleanSettings
 
 SEEN_AT = 128  # pixels of the short side that hash and colours are taken from
 NO_CAPTION = "no caption of use"

@@ -30,7 +30,7 @@ from pocketclip.collect.payload import (
     web_address,
 )
 from pocketclip.errors import CollectError
-from pocketclip.recipe.schema import SearchSettings
+from pocketclip.recipe.collecting import SearchSettings
 
 KEY = "UNSPLASH_ACCESS_KEY"
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)

@@ -25,7 +25,7 @@ from pocketclip.collect.payload import clean, decode
 from pocketclip.collect.providers import Page, Provider
 from pocketclip.errors import CollectError, Stopped
 from pocketclip.progress import WorkProgress
-from pocketclip.recipe.schema import SearchSettings
+from pocketclip.recipe.collecting import SearchSettings
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession

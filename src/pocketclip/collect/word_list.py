@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pocketclip.errors import CollectError
 from pocketclip.files import whole_file
-from pocketclip.recipe.schema import WordsSettings
+from pocketclip.recipe.collecting import WordsSettings
 
 HEADER = "word\tcount"
 PER = 1_000_000_000  # words: `wordfreq` gives frequencies, its counts are per so many words

@@ -29,7 +29,7 @@ from pocketclip.engine import Engine
 from pocketclip.errors import CollectError
 from pocketclip.files import whole_file
 from pocketclip.progress import WorkProgress
-from pocketclip.recipe.schema import WordsSettings
+from pocketclip.recipe.collecting import WordsSettings
 
 PIECE_BYTES = 1 << 20  # of a dump as it lies on disk; bzip2 shrinks wikitext about 3.5 times
 XML_PIECE_BYTES = 1 << 20  # of a dump that the parent has to decompress

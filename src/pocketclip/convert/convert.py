@@ -16,7 +16,7 @@ from pocketclip.convert.check import Embeddings, Sample, embed, largest_differen
 from pocketclip.convert.source import EXACT, to_bundle
 from pocketclip.errors import ConvertError
 from pocketclip.files import sha256, whole_folder
-from pocketclip.recipe.schema import NAME
+from pocketclip.recipe.kinds import NAME
 
 Format = Literal["bundle", "open_clip", "huggingface", "onnx"]
 Library = Callable[[Path, Sample, Tensor | None], Embeddings | None]

@@ -10,7 +10,8 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -36,7 +37,8 @@ TRIES = 10
 class Batch:
     """Pairs, and what was dropped in making them.
 
-    pixels: uint8 [pairs, size, size, 3]. tokens: int64 [pairs, longest]. ends: int64 [pairs].
+    pixels: uint8 [pairs, size, size, 3]; or, where a locked tower has done its work, float32 [pairs, embedding width].
+    tokens: int64 [pairs * captions, longest], the captions of one image after each other. ends: int64, of each of them.
     dropped: reason -> rows left out; nothing takes their place, the batch is smaller.
     """
 
@@ -56,11 +58,21 @@ class Batch:
 class TrainingBatches(Dataset[Batch]):
     """The batches of one split; indexed by position.
 
-    rank, ranks: which part of each batch this process makes, of how many.
+    rank, ranks: which part of each batch this process makes, of how many. features: a file of float16 [rows, width],
+    the images' embeddings, which then come in the place of their pixels; NaN where an image cannot be used.
     """
 
-    def __init__(self, split: Split, recipe: Recipe, encode: Encode, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        split: Split,
+        recipe: Recipe,
+        encode: Encode,
+        rank: int = 0,
+        ranks: int = 1,
+        features: Path | None = None,
+    ) -> None:
         self.split, self.encode, self.seed, self.rank, self.ranks = split, encode, recipe.seed, rank, ranks
+        self.features, self.captions_per_image = features, recipe.caption.per_image
         self.image, self.batch_size = recipe.image, recipe.train.batch_size
         self.steps_per_epoch = len(split) // self.batch_size
         if not self.steps_per_epoch:
@@ -79,36 +91,55 @@ class TrainingBatches(Dataset[Batch]):
         key = np.random.SeedSequence([self.seed, epoch, step]).generate_state(2, np.uint64)
         first, end = (self.batch_size * part // self.ranks for part in (self.rank, self.rank + 1))
         rows = rows[first:end]
-        self.split.announce(row for row in rows if row not in (self._cache or ()))
-        pixels = empty_pixels(len(rows), self.image.size, self.image.size, 3)
-        room, captions = pixels.numpy(), list[str]()
+        if self.features:
+            pixels = torch.empty(len(rows), self._features.shape[1])
+        else:
+            self.split.announce(row for row in rows if row not in (self._cache or ()))
+            pixels = empty_pixels(len(rows), self.image.size, self.image.size, 3)
+        room, captions, pairs = pixels.numpy(), list[str](), 0
         dropped: Counter[str] = Counter()
         for place, row in enumerate(rows, start=first):
             random = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, place]))  # its own, on any rank
-            augmented = random.random() < self.image.augmented
-            found, choices = self._pixels(row, random if augmented else None), self.split.captions(row)
+            found, choices = self._image(row, random), self.split.captions(row)
             if isinstance(found, str):
                 dropped[found] += 1
             elif not choices:
                 dropped["empty caption"] += 1
             else:
-                if augmented:
-                    found = augment(found, self.image.shift, self.image.flip, random)
-                room[len(captions)] = found
-                captions.append(self._drawn(choices, random))
+                room[pairs] = found
+                pairs += 1
+                captions += self._drawn(choices, random)
         tokens, ends = self.encode(captions)
-        return Batch(position, pixels[: len(captions)], torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
+        return Batch(position, pixels[:pairs], torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
 
-    def _drawn(self, captions: list[str], random: np.random.Generator) -> str:
-        """One of a row's captions, now and then with an unknown word."""
-        caption = captions[random.integers(len(captions))]
-        if self._unknown_words and random.random() < self.unknown_share:
-            return self._unknown_words.replace(caption, random)
-        return caption
+    def _drawn(self, captions: list[str], random: np.random.Generator) -> list[str]:
+        """Some of a row's captions, as different ones as it has, now and then with an unknown word."""
+        order = random.permutation(len(captions))
+        drawn = [captions[order[place % len(order)]] for place in range(self.captions_per_image)]
+        if self._unknown_words is None:
+            return drawn
+        share, replace_word = self.unknown_share, self._unknown_words.replace
+        return [replace_word(one, random) if random.random() < share else one for one in drawn]
+
+    @cached_property
+    def _features(self) -> NDArray[np.float16]:
+        found: NDArray[np.float16] = np.load(str(self.features), mmap_mode="r")
+        return found
+
+    def _image(self, row: int, random: np.random.Generator) -> Pixels | NDArray[np.float16] | str:
+        """A row's pixels or features, or the reason why there are none."""
+        if self.features:
+            known = self._features[row]
+            return known if np.isfinite(known[0]) else str(self._pixels(row, None))  # which says why it is not
+        augmented = random.random() < self.image.augmented
+        found = self._pixels(row, random if augmented else None)
+        if augmented and not isinstance(found, str):
+            found = augment(found, self.image.shift, self.image.flip, random)
+        return found
 
     def __getstate__(self) -> dict[str, object]:
         """A copy in a worker shuffles and caches for itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_order", "_features")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
     from yarl import URL
 
-    from pocketclip.recipe.schema import FetchSettings
+    from pocketclip.recipe.collecting import FetchSettings
 
 MOST_REDIRECTS = 5
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504}  # statuses after which another try makes sense

@@ -32,7 +32,7 @@ from pocketclip.engine import Engine
 from pocketclip.errors import DataError
 from pocketclip.files import remove_unfinished, sha256, whole_file
 from pocketclip.progress import WorkProgress
-from pocketclip.recipe.schema import FetchSettings
+from pocketclip.recipe.collecting import FetchSettings
 
 SPLIT = "train"
 KEY = re.compile(r"[\w-][\w.-]{0,199}")  # names a file in a tar, and nothing outside of it

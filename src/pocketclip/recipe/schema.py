@@ -1,29 +1,18 @@
 """Every setting of a run: its type, unit, bounds and default. No torch, no numpy.
 
-A recipe file states only what differs from these defaults; `docs/settings.md` is generated from this file.
+A recipe file states only what differs from these defaults; `docs/settings.md` is generated from this file and
+`collecting.py`.
 Values are strict: "true" is no boolean, 1.5 is no integer.
 """
 
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pocketclip.recipe.collecting import CleanSettings, FetchSettings, SearchSettings, WordsSettings
+from pocketclip.recipe.kinds import NAME, TOO_LARGE, Activation, Colour, Natural, Positive, Settings, Share
 from pocketclip.recipe.zoo import IMAGE_TOWERS, TEXT_TOWERS
-
-TOO_LARGE = 2**31  # for an integer: what lies in C below takes no larger ones everywhere
-Positive = Annotated[int, Field(ge=1, lt=TOO_LARGE)]
-Natural = Annotated[int, Field(ge=0, lt=TOO_LARGE)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Colour = tuple[float, float, float]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Activation = Literal["gelu", "quick_gelu"]
-
-
-class Settings(BaseModel):
-    """The base of every section: frozen, strict, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -37,82 +26,6 @@ class DataSettings(Settings):
     cache: bool = Field(
         False, description="keep decoded images in memory (size x size x 3 bytes each); for sets that fit"
     )
-
-
-class WordsSettings(Settings):
-    """Which words images are searched for."""
-
-    dump: str = Field(
-        "", description="a Wikipedia dump, pages-articles .xml or .xml.bz2; empty: the list of `wordfreq`"
-    )
-    minimum: Natural = Field(100, description="words are kept that occur more often than this in the dump")
-    most: Positive = Field(100_000, description="at most so many words, the most frequent ones")
-    nouns: str = Field(
-        "",
-        description="folder of WordNet's database (data.noun): keep only nouns that can be seen; empty: all words",
-    )
-
-
-class SearchSettings(Settings):
-    """Where images are searched, and how many."""
-
-    providers: tuple[Literal["unsplash", "openverse", "wikimedia"], ...] = Field(
-        ("openverse", "wikimedia"), description="image services; unsplash needs a key in UNSPLASH_ACCESS_KEY"
-    )
-    images_per_word: Positive = Field(10_000, description="at most so many images a word and provider")
-    longest_wait: Natural = Field(
-        0, description="minutes to wait at a rate limit; where it lasts longer the search stops and says when to go on"
-    )
-    unsplash: str = Field("https://api.unsplash.com", description="where Unsplash's API is")
-    openverse: str = Field("https://api.openverse.org", description="where Openverse's API is")
-    wikimedia: str = Field("https://commons.wikimedia.org", description="where Wikimedia Commons' API is")
-
-
-class FetchSettings(Settings):
-    """How images are downloaded."""
-
-    rows_per_shard: Positive = Field(10_000, description="rows tried for one shard; fewer if some fail")
-    connections: Positive = Field(128, description="downloads at a time, in each worker process")
-    connections_per_host: Positive = Field(16, description="of them to one host")
-    timeout: Annotated[float, Field(gt=0)] = Field(
-        20.0, description="seconds for one try, from connection to last byte"
-    )
-    retries: Natural = Field(
-        2, description="further tries after a failure that may pass: time-out, 429, 5xx, connection"
-    )
-    backoff: Annotated[float, Field(ge=0)] = Field(1.0, description="seconds before the first retry; doubled each time")
-    most_bytes: Positive = Field(30_000_000, description="largest file, bytes")
-    most_pixels: Positive = Field(50_000_000, description="largest image, pixels, judged before it is decoded")
-    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="of the JPEG in which resized images are kept")
-    opt_out: bool = Field(True, description="honour X-Robots-Tag: noai, noimageai, noindex, noimageindex")
-    allow_private: bool = Field(False, description="fetch from private, loopback and other local addresses as well")
-
-
-class CleanSettings(Settings):
-    """Which of the fetched rows are kept."""
-
-    short_side: Natural = Field(
-        64, description="smallest short side, pixels; never more than image.size, to which images were shrunk"
-    )
-    aspect: Annotated[float, Field(ge=1)] = Field(3.0, description="largest long side, in short sides")
-    duplicates: Literal["near", "exact", "keep"] = Field(
-        "near", description="drop what looks the same, only what is the same file, or none"
-    )
-    duplicate_distance: Annotated[int, Field(ge=0, le=15)] = Field(
-        12, description="bits of 256 in which the perceptual hashes of near duplicates may differ"
-    )
-    benchmarks: tuple[str, ...] = Field(
-        (), description="folders of shards, as `pocketclip pack` makes them, whose images must not be trained on"
-    )
-    most_words: Natural = Field(256, description="longest caption, words; 0: any")
-    languages: tuple[str, ...] = Field(
-        ("en",), description="captions that are surely in none of these languages are dropped; empty: none are"
-    )
-    boilerplate: bool = Field(True, description="drop captions that are file names, addresses, `untitled`, ...")
-    balance: Natural = Field(
-        0, description="keep about so many rows of each word in words.tsv, as MetaCLIP does with 20,000; 0: all rows"
-    )
-    test: Share = Field(0.0, description="share of the kept rows that become the split `test`")
 
 
 class ImageSettings(Settings):
@@ -152,6 +65,9 @@ class ImageSettings(Settings):
 class CaptionSettings(Settings):
     """How captions are varied in training."""
 
+    per_image: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="training only: captions of a row that are used at a time, its image being embedded once for all"
+    )
     unknown_words: Share = Field(
         0.0,
         description="training only: share of the captions in which one word, mostly a rare one, is replaced by an "
@@ -294,6 +210,10 @@ class TrainSettings(Settings):
         description="a bundle whose weights training starts from, with its tokenizer; its sizes and preprocessing hold "
         "where the recipe says nothing; empty: from scratch",
     )
+    cache_features: bool = Field(
+        True,
+        description="of a locked image tower without augmentation: embed the images once, and keep that in data.folder",
+    )
     interpolation: Share = Field(
         1.0, description="share of the trained weights in the bundle, the rest is `start_from`'s (WiSE-FT); 1: all"
     )
@@ -376,6 +296,12 @@ class Recipe(Settings):
                 f"squares; set data.cache = false or image.crop = 1"
             )
         return self
+
+    @property
+    def has_constant_features(self) -> bool:
+        """Whether a row's image has one and the same embedding in the whole run."""
+        image = self.image
+        return self.image_tower.locked and image.shift == 0 and not image.flip and image.crop == 1
 
     @model_validator(mode="after")
     def _starts_from_something(self) -> Self:

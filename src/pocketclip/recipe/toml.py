@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pocketclip.errors import RecipeError
-from pocketclip.recipe.schema import Recipe, Settings
+from pocketclip.recipe.kinds import Settings
+from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.zoo import SIZED, with_sizes, without_sizes
 
 

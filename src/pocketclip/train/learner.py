@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pocketclip.data.batches import Batch
@@ -27,7 +28,7 @@ from pocketclip.train.start import interpolate, lock, start_from
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a batch, on the device: uint8 pixels, token ids, end positions."""
+    """Some rows of a batch: pixels, or features, on the CPU; token ids and end positions on the device."""
 
     pixels: Tensor
     tokens: Tensor
@@ -43,8 +44,12 @@ class Towers(nn.Module):
         self.encode_images, self.encode_texts = model.encode_images, model.encode_texts
 
     def forward(self, pixels: Tensor, tokens: Tensor, ends: Tensor) -> Embeddings:
-        """Normalised pixels, token ids and end positions -> embeddings of images and of captions."""
-        return self.encode_images(pixels), self.encode_texts(tokens, ends)
+        """Normalised pixels, token ids and end positions -> embeddings of images and of captions.
+
+        What comes in the place of pixels as [batch, width] is embedded already.
+        """
+        images = F.normalize(pixels, dim=-1) if pixels.ndim == 2 else self.encode_images(pixels)
+        return images, self.encode_texts(tokens, ends)
 
 
 class Learner:
@@ -114,17 +119,26 @@ class Learner:
         """The batch in parts of nearly equal size, the pixels of each on the device when it is its turn."""
         size = self.recipe.train.chunk_size
         count = math.ceil(len(pixels) / size) if size else 1
-        columns = (one.tensor_split(max(1, count)) for one in (pixels, tokens, ends))
-        return [Part(*some) for some in zip(*columns, strict=True)]
+        each, length = self.recipe.caption.per_image, tokens.shape[1]  # an image's captions stay with it
+        columns = [
+            one.tensor_split(max(1, count)) for one in (pixels, tokens.view(-1, each, length), ends.view(-1, each))
+        ]
+        return [Part(some, ids.flatten(0, 1), places.flatten()) for some, ids, places in zip(*columns, strict=True)]
 
     def _embed(self, part: Part) -> Embeddings:
         pixels = part.pixels.to(self.device.device, non_blocking=True)
         with self.device.autocast():
-            found: Embeddings = self.towers(normalise(pixels, self.recipe.image), part.tokens, part.ends)
+            images = pixels if pixels.is_floating_point() else normalise(pixels, self.recipe.image)
+            found: Embeddings = self.towers(images, part.tokens, part.ends)
         return found
 
     def _loss(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
-        """The share of this rank in the loss."""
+        """The share of this rank in the loss; with several captions an image, the mean over its first, second, ..."""
+        each = self.recipe.caption.per_image
+        by_place = zip(texts.view(-1, each, texts.shape[1]).unbind(1), captions.view(-1, each).unbind(1), strict=True)
+        return torch.stack([self._loss_of_pairs(images, some, numbers) for some, numbers in by_place]).mean()
+
+    def _loss_of_pairs(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
         scale, bias = self.model.scale(), self.model.logit_bias
         if bias is not None:
             return sigmoid_loss(images, texts, scale, bias, captions, self.ranks)

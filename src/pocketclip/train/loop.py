@@ -24,6 +24,7 @@ from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerErro
 from pocketclip.recipe.schema import Recipe
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 from pocketclip.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from pocketclip.train.features import cache_features, features_path
 from pocketclip.train.learner import Learner
 from pocketclip.train.log import MetricsLog, ProgressLine
 from pocketclip.train.memory import computed_tokens, fit_to_memory, memory_in_use
@@ -70,7 +71,8 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
     """The same as one of the ranks."""
     split = Split(recipe.data.folder, recipe.data.split)
     tokenizer = open_tokenizer(recipe)
-    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count)
+    features = _features(recipe, split, console, ranks)
+    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count, features)
     bundle = folder / "bundle"
     ranks.first_does(lambda: check_folder(folder, recipe))
     with alone_in(folder, ranks):
@@ -91,6 +93,15 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
         summary = {"steps": run.learner.steps, **vars(run.tally)}
         ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
     return bundle
+
+
+def _features(recipe: Recipe, split: Split, console: Console, ranks: Ranks) -> Path | None:
+    """The file of a locked image tower's embeddings, where one is of use; several ranks use it if it is there."""
+    if not (recipe.has_constant_features and recipe.train.cache_features):
+        return None
+    if ranks.count > 1:
+        return ranks.first_does(lambda: path if (path := features_path(recipe, split)).exists() else None)
+    return cache_features(recipe, split, console)
 
 
 class Run:
