@@ -5,9 +5,9 @@
 Writes WebDataset tars of 10,000 rows, photograph-like JPEGs of 640 x 480 pixels (image_server.py), and makes batches of
 256 from them, in turns, with
 
-    ours         `load_batches` as training uses it: shuffled rows of all tars, captions to ids, uint8 pixels. They are
-                 normalised here too, although on a GPU that costs nothing.
-    exact        the same with image.decoding = "exact"
+    ours         `load_batches` as training uses it: shuffled rows of all tars, captions to ids, uint8 pixels
+    normalised   and what training does with them on its device first, here: float pixels as the others make them
+    exact        ours with image.decoding = "exact"
     transform    Pillow and OpenCLIP's own transform, torch's loader stacks what comes; the same rows, no captions
     webdataset   OpenCLIP's own training pipeline over the `webdataset` library, with its tokenizer
 
@@ -15,8 +15,8 @@ each with the transform of training (random cuts that keep 90 % of the area) and
 benchmarks/openclip.py says how to install OpenCLIP; `pip install webdataset pandas` as well.
 
 Images a second of a core are counted in processor seconds of all processes, on one thread each, so that what else the
-machine does counts little; by the clock they are shown as well. Batches that were ready before the clock began do not
-count.
+machine does counts little; by the clock they are shown as well. Workers are measured between their first batches and
+their last, while as many are ready at the end as at the beginning.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,10 +88,10 @@ def our_batches(recipe: Recipe) -> TrainingBatches:
     return TrainingBatches(Split(folder, "train"), recipe, load_tokenizer(folder / "tokenizer.json", 77).encode)
 
 
-def ours(recipe: Recipe, batches: int, workers: int) -> Batches:
-    """Our pipeline, and what a training step does with the pixels first."""
+def ours(recipe: Recipe, batches: int, workers: int, normalised: bool = False) -> Batches:
+    """Our pipeline."""
     for batch in load_batches(our_batches(recipe), 0, batches, workers):
-        yield len(normalise(batch.pixels, recipe.image))
+        yield len(normalise(batch.pixels, recipe.image) if normalised else batch.pixels)
 
 
 class Transformed(Dataset[torch.Tensor]):
@@ -132,6 +133,7 @@ def sides(folder: Path, size: int, training: bool) -> dict[str, Callable[[int, i
     scaled, exact = (recipe_for(folder, size, training, decoding) for decoding in ("scaled", "exact"))
     return {
         "ours": lambda batches, workers: ours(scaled, batches, workers),
+        "normalised": lambda batches, workers: ours(scaled, batches, workers, normalised=True),
         "exact": lambda batches, workers: ours(exact, batches, workers),
         "transform": lambda batches, workers: transform(folder, size, training, batches, workers),
         "webdataset": lambda batches, workers: webdataset(folder, size, training, batches, workers),
@@ -144,17 +146,18 @@ def processor() -> float:
     return sum(sum(one.cpu_times()[:2]) for one in (here, *here.children(recursive=True)))
 
 
-def timed(made: Batches, skipped: int) -> dict[str, float]:
-    """Images a second by the clock and by processor time, after some batches; waits for a batch, seconds."""
+def timed(made: Batches, skipped: int, batches: int) -> dict[str, float]:
+    """Images a second by the clock and by processor time, of some batches after others; waits for a batch, seconds."""
     for _ in range(skipped):
         next(made)
     waits, counted = [], 0
     began, spent = time.perf_counter(), processor()
     last = began
-    for count in made:
+    for count in islice(made, batches):
         now = time.perf_counter()
         waits.append(now - last)
-        counted, last, done = counted + count, now, processor()
+        counted, last = counted + count, now
+    done = processor()
     return {
         "clock": counted / (last - began),
         "processor": counted / (done - spent),
@@ -168,9 +171,8 @@ def compare(folder: Path, size: int, training: bool, workers: int, asked: argpar
     rounds: dict[str, list[dict[str, float]]] = defaultdict(list)
     for turn in range(asked.rounds + 1):
         for name, make in sides(folder, size, training).items():
-            # WebDataset fills its shuffle buffer first; workers have a few batches ready before the clock begins.
-            made = make(asked.batches + 2 * max(1, 2 * workers), workers)
-            found = timed(made, 2 * max(1, 2 * workers))
+            # WebDataset fills its shuffle buffer first, and each worker has two batches ready.
+            found = timed(make(asked.batches + 2 + 8 * workers, workers), 2 + 4 * workers, asked.batches)
             if turn:
                 rounds[name].append(found)
     result: dict[str, Any] = {"size": size, "training": training, "workers": workers}
@@ -194,7 +196,7 @@ def compare(folder: Path, size: int, training: bool, workers: int, asked: argpar
 def stalls(folder: Path, size: int, workers: int, rows: int) -> dict[str, Any]:
     """Waits for a batch over many rows: taken as fast as they come, and by steps twice as long as a batch takes."""
     recipe, batches = recipe_for(folder, size, True, "scaled"), rows // BATCH
-    fast = timed(ours(recipe, batches, workers), 2 * workers)
+    fast = timed(ours(recipe, batches, workers), 2 * workers, batches - 4 * workers)
     step, waits = 2 * fast["median_wait"], []
     made = ours(recipe, batches, workers)
     for _ in range(2 * workers):

@@ -171,10 +171,14 @@ def test_no_row_ends_a_worker_and_batches_are_the_same(image: dict[str, object],
         assert Counter(found) == Counter(expected)
 
 
-def test_batches_of_workers_come_in_memory_that_is_shared(folder: Path) -> None:
-    batches = make_batches(small_recipe(folder))
-    assert [batch.pixels.is_shared() for batch in load_batches(batches, 0, 2, workers=1)] == [True, True]
-    assert not batches[0, 0].pixels.is_shared()
+def test_batches_of_workers_are_made_in_memory_that_is_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_batches(small_recipe(folder))
+    here = made[0, 0]
+    monkeypatch.setattr("pocketclip.data.batches.get_worker_info", lambda: "a worker")
+    there = made[0, 0]
+    assert (here.pixels.is_shared(), there.pixels.is_shared()) == (False, True)
+    assert same(here, there)
+    assert there.pixels.is_contiguous()
 
 
 def test_bad_rows_are_counted_and_dropped_never_replaced(tmp_path: Path, folder: Path) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from scipy.stats import ks_2samp
 
 from pocketclip.data import square
 from pocketclip.data.batches import random_cut
@@ -132,35 +134,57 @@ def test_random_cuts_lie_inside_and_keep_their_share(
         assert (cut.width + 0.5) * (cut.height + 0.5) >= share * width * height
 
 
-def drawn_cuts(draw: Callable[[], tuple[int, int, int, int]], width: int, height: int) -> list[np.ndarray]:
-    """Of many cuts: share of the area, logarithm of the proportion, where in the room that is left it lies."""
-    left, top, wide, high = np.array([draw() for _ in range(4000)], float).T
-    room = np.maximum(width - wide, 1), np.maximum(height - high, 1)
-    return [wide * high / (width * height), np.log(wide / high), left / room[0], top / room[1]]
+CUTS = [((640, 480), 0.9), ((300, 300), 0.08), ((333, 1000), 0.5)]
+
+
+def compare_cuts(sides: tuple[int, int], share: float, theirs: Callable[[], tuple[int, int, int, int]]) -> None:
+    """Many cuts, ours and `theirs` (left, top, wide, high): area, logarithm of the proportion, place."""
+    random = np.random.default_rng(0)
+    cuts = [random_cut(*sides, 64, share, random) for _ in range(4000)]
+    one, other = ([(cut.left, cut.top, cut.width, cut.height) for cut in cuts], [theirs() for _ in range(4000)])
+    for found, expected in zip(measures(one, *sides), measures(other, *sides), strict=True):
+        assert ks_2samp(found, expected).pvalue > 1e-4
+
+
+def measures(cuts: list[tuple[int, int, int, int]], width: int, height: int) -> list[np.ndarray]:
+    left, top, wide, high = np.array(cuts, float).T
+    right, down = left / np.maximum(width - wide, 1), top / np.maximum(height - high, 1)
+    return [wide * high / (width * height), np.log(wide / high), right, down]
+
+
+@pytest.mark.parametrize(("sides", "share"), CUTS)
+def test_random_cuts_are_uniform_in_area_logarithm_of_proportion_and_place(
+    sides: tuple[int, int], share: float
+) -> None:
+    random, (width, height) = np.random.default_rng(1), sides
+
+    def plainly() -> tuple[int, int, int, int]:
+        for _ in range(10):
+            area = width * height * random.uniform(share, 1)
+            proportion = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+            wide, high = int(np.rint((area * proportion) ** 0.5)), int(np.rint((area / proportion) ** 0.5))
+            if wide <= width and high <= height:
+                return random.integers(width - wide + 1), random.integers(height - high + 1), wide, high
+        wide, high = min(width, height * 4 // 3), min(height, round(width * 4 / 3))
+        return (width - wide) // 2, (height - high) // 2, wide, high
+
+    compare_cuts(sides, share, plainly)
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize(("sides", "share"), [((640, 480), 0.9), ((300, 300), 0.08), ((333, 1000), 0.5)])
+@pytest.mark.parametrize(("sides", "share"), CUTS)
 def test_random_cuts_are_drawn_as_torchvision_draws_them(sides: tuple[int, int], share: float) -> None:
-    import torch
-    from scipy.stats import ks_2samp
-
     open_clip_transforms()
     from torchvision.transforms import RandomResizedCrop
 
     torch.manual_seed(0)
-    random, image = np.random.default_rng(0), Image.new("RGB", sides)
-
-    def ours() -> tuple[int, int, int, int]:
-        cut = random_cut(*sides, 64, share, random)
-        return cut.left, cut.top, cut.width, cut.height
+    image = Image.new("RGB", sides)
 
     def theirs() -> tuple[int, int, int, int]:
         top, left, high, wide = RandomResizedCrop.get_params(image, [share, 1.0], [3 / 4, 4 / 3])
         return left, top, wide, high
 
-    for one, other in zip(drawn_cuts(ours, *sides), drawn_cuts(theirs, *sides), strict=True):
-        assert ks_2samp(one, other).pvalue > 1e-4
+    compare_cuts(sides, share, theirs)
 
 
 @pytest.mark.peer
