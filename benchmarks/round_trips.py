@@ -22,7 +22,7 @@ from pocketclip.convert.convert import convert
 from pocketclip.errors import ConvertError
 from pocketclip.model.clip import CLIP
 
-MODELS = ("ViT-B-32", "ViT-B-32-quickgelu")
+MODELS = ("ViT-B-32", "ViT-B-32-quickgelu", "RN50")
 WAYS = (("open_clip", "bundle"), ("huggingface", "bundle"), ("onnx",))
 
 

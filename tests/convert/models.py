@@ -19,6 +19,9 @@ from pocketclip.tokenizer import END, START, CaptionTokenizer, learn_tokenizer
 CAPTIONS = ("a red circle", "two dogs on a table", "a woman firefighter", "don't 17 years", "ein Stadtplan")
 
 
+RESNET = {"stages": [1, 2, 1, 1], "width": 16, "heads": 8, "patch_size": 32}  # at 64 pixels, 512 wide where it pools
+
+
 def plain_recipe(**sections: dict[str, Any]) -> Recipe:
     """Patches and a class token, as others' image towers have them; two blocks a tower, of different shapes."""
     image = {"stem_channels": [], "pool": "class", "layers": 2, "heads": 4, "mlp_ratio": 3.0}
@@ -35,6 +38,9 @@ def shaken(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if "running" in name:  # small variances: what comes out depends on the image, not on biases alone
+                buffer.copy_(0.02 + 0.02 * torch.rand(buffer.shape, generator=generator))
     return model.eval()
 
 

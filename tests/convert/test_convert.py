@@ -73,14 +73,9 @@ def runs_code(source: Path, tmp_path: Path) -> tuple[str, ...]:
 
 def other_architecture(source: Path, _: Path) -> tuple[str, ...]:
     state = load_file(source / "open_clip_model.safetensors")
-    resnet = {name: tensor for name, tensor in state.items() if "visual" not in name}
-    save_file({**resnet, "visual.layer1.0.conv1.weight": torch.zeros(2)}, source / "open_clip_model.safetensors")
-    return (
-        "weights of another architecture",
-        "visual.layer1.0.conv1.weight unknown",
-        "visual.class_embedding",
-        "missing",
-    )
+    convnext = {name: tensor for name, tensor in state.items() if "visual" not in name}
+    save_file({**convnext, "visual.trunk.stem.0.weight": torch.zeros(2)}, source / "open_clip_model.safetensors")
+    return "weights of another architecture", "visual.trunk.stem.0.weight unknown", "visual.class_embedding", "missing"
 
 
 def other_vocabulary(source: Path, tmp_path: Path) -> tuple[str, ...]:

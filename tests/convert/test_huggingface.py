@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import edit, exact, huggingface_folder, plain_recipe, random_bundle
+from models import RESNET, edit, exact, huggingface_folder, plain_recipe, random_bundle
 from PIL import Image
 from torch.nn import functional as F
 
@@ -182,15 +182,32 @@ def test_a_missing_tokenizer_is_asked_for(copy: Path, theirs: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("image_tower", "message"),
+    ("sections", "formats", "message"),
     [
-        ({"stem_channels": [16, 32]}, r"no model with image_tower\.stem_channels = \[16, 32\]; --to onnx"),
-        ({"pool": "mean"}, r"no model with image_tower\.pool = 'mean'; --to onnx"),
+        ({"image_tower": {"stem_channels": [16, 32]}}, "both", r"image_tower\.stem_channels = \[16, 32\]"),
+        ({"image_tower": {"pool": "mean"}}, "both", r"image_tower\.pool = 'mean'"),
+        (
+            {"image_tower": {**RESNET, "stages": [1, 1, 1], "patch_size": 16}},
+            "both",
+            r"image_tower\.stages = \[1, 1, 1\]",
+        ),
+        ({"image": {"size": 64}, "image_tower": RESNET}, "huggingface", r"image_tower\.stages = \[1, 2, 1, 1\]"),
+        ({"train": {"loss": "sigmoid"}}, "huggingface", r"a logit_bias \(train\.loss = 'sigmoid'\)"),
     ],
 )
-def test_what_a_clip_model_cannot_hold(image_tower: dict[str, Any], message: str, tmp_path: Path) -> None:
-    source = random_bundle(tmp_path / "bundle", plain_recipe(image_tower=image_tower))
-    for to in ("huggingface", "open_clip"):
-        with pytest.raises(ConvertError, match=message):
+def test_what_others_cannot_hold(sections: dict[str, Any], formats: str, message: str, tmp_path: Path) -> None:
+    source = random_bundle(tmp_path / "bundle", plain_recipe(**sections))
+    for to in ("huggingface", "open_clip") if formats == "both" else (formats,):
+        with pytest.raises(ConvertError, match=f"has no model with {message}; --to onnx"):
             convert(source, tmp_path / "other", to)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+def test_images_that_patches_do_not_fill(tmp_path: Path) -> None:
+    recipe = plain_recipe(image={"size": 35}, image_tower={"cut_edges": True})
+    source = random_bundle(tmp_path / "bundle", recipe)
+    for to in ("huggingface", "open_clip"):
+        assert max(convert(source, tmp_path / to, to).differences.values()) < 1e-5  # type: ignore[arg-type]
+        convert(tmp_path / to, tmp_path / f"{to}-again")
+        found = exact(tmp_path / f"{to}-again").recipe
+        assert (found.image.size, found.image_tower.cut_edges) == (35, True)

@@ -5,7 +5,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from models import exact, plain_recipe, random_bundle
+from models import RESNET, exact, plain_recipe, random_bundle
 
 import pocketclip
 from conftest import draw
@@ -84,6 +84,18 @@ def test_a_program_can_follow_the_description(trained: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(texts, bundle.encode_texts(captions), atol=1e-5)
     assert says["logit_scale"] == pytest.approx(float(bundle.model.scale().detach()))
     assert (image @ texts.T)[0].argmax() == 0
+
+
+def test_a_resnet_in_batches_of_any_size(tmp_path: Path) -> None:
+    recipe = plain_recipe(image={"size": 64}, image_tower=RESNET, train={"loss": "sigmoid"})
+    bundle = exact(random_bundle(tmp_path / "bundle", recipe))
+    graph, free = onnx.ImageGraph(bundle.model), {0: torch.export.Dim("batch")}
+    onnx.write_graph(tmp_path / "image.onnx", graph, torch.zeros(2, 3, 64, 64), free)
+    for batch in (1, 3):
+        pixels = torch.randn(batch, 3, 64, 64)
+        with torch.inference_mode():
+            wanted = bundle.model.encode_images(pixels)
+        np.testing.assert_allclose(run(tmp_path / "image.onnx", pixel_values=pixels.numpy()), wanted, atol=1e-5)
 
 
 def test_graphs_tell_nothing_of_the_machine_that_made_them(graphs: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import edit, exact, import_open_clip, plain_recipe, random_bundle, shaken, write_vocabulary
+from models import RESNET, edit, exact, import_open_clip, plain_recipe, random_bundle, shaken, write_vocabulary
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -51,6 +51,23 @@ def test_openais_layout_of_names_is_read_too(ours: Path, theirs: Path) -> None:
     )
     found = read_open_clip(theirs, None).state
     assert all(torch.equal(found[name], tensor) for name, tensor in exact(ours).model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"image": {"size": 64}, "image_tower": {**RESNET, "activation": "quick_gelu"}}, {"train": {"loss": "sigmoid"}}],
+)
+def test_resnets_and_biases_come_back_too(sections: dict[str, Any], tmp_path: Path) -> None:
+    source = random_bundle(tmp_path / "bundle", plain_recipe(**sections))
+    convert(source, tmp_path / "theirs", "open_clip")
+    convert(tmp_path / "theirs", tmp_path / "again")
+    before, after = exact(source), exact(tmp_path / "again")
+    assert before.model.state_dict().keys() == after.model.state_dict().keys()
+    for name, tensor in before.model.state_dict().items():
+        assert torch.equal(after.model.state_dict()[name], tensor), name
+    assert after.recipe.image_tower.stages == before.recipe.image_tower.stages
+    assert after.recipe.image_tower.heads == before.recipe.image_tower.heads
+    assert after.recipe.train.loss == before.recipe.train.loss
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -187,11 +204,45 @@ def assert_same(found: tuple[torch.Tensor, torch.Tensor], wanted: tuple[torch.Te
 
 
 @pytest.mark.peer
-def test_open_clip_loads_what_was_written(ours: Path, theirs: Path) -> None:
-    bundle, pixels = exact(ours), torch.randn(3, 3, 32, 32)
+@pytest.mark.parametrize(
+    "sections", [{}, {"image": {"size": 64}, "image_tower": RESNET}, {"train": {"loss": "sigmoid"}}]
+)
+def test_open_clip_loads_what_was_written(sections: dict[str, Any], tmp_path: Path) -> None:
+    import_open_clip()
+    recipe = plain_recipe(**sections)
+    source = random_bundle(tmp_path / "bundle", recipe)
+    differences = convert(source, tmp_path / "theirs", "open_clip").differences
+    assert "open_clip_torch 3.3.0" in differences
+    bundle, pixels = exact(source), torch.randn(3, 3, recipe.image.size, recipe.image.size)
     with torch.inference_mode():
         found = bundle.model.encode_images(pixels), bundle.encode_texts(TEXTS)
-    assert_same(found, by_open_clip(theirs, pixels))
+    assert_same(found, by_open_clip(tmp_path / "theirs", pixels))
+
+
+@pytest.mark.peer
+def test_open_clips_resnets_become_bundles(tmp_path: Path) -> None:
+    """With heads that are not as wide as usual, and OpenAI's activation in the text tower."""
+    open_clip = import_open_clip()
+    from open_clip import model as models
+
+    image = {"layers": [1, 2, 1, 1], "width": 16, "head_width": 32, "patch_size": None, "image_size": 64}
+    text = {"layers": 2, "width": 32, "heads": 2, "context_length": 20}
+    whole = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": image, "text_cfg": text}
+    torch.manual_seed(0)
+    model = shaken(models.CLIP(**whole, init_logit_bias=-3.0))
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    configuration = {"model_cfg": {**whole, "init_logit_bias": -10}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(configuration))
+    assert convert(folder, tmp_path / "bundle").differences["open_clip_torch 3.3.0"] < 1e-5
+    bundle, pixels = exact(tmp_path / "bundle"), torch.randn(3, 3, 64, 64)
+    assert bundle.recipe.image_tower.heads == 16
+    assert bundle.model.logit_bias.item() == model.logit_bias.item()
+    with torch.inference_mode():
+        found = bundle.model.encode_images(pixels), bundle.encode_texts(TEXTS)
+        tokens = open_clip.get_tokenizer("ViT-B-32")(TEXTS, 20)
+        assert_same(found, (model.encode_image(pixels, normalize=True), model.encode_text(tokens, normalize=True)))
 
 
 @pytest.mark.peer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import exact, plain_recipe, random_bundle
+from models import RESNET, exact, plain_recipe, random_bundle
 
 from pocketclip.bundle import Bundle
 from pocketclip.convert.source import Source, ratio, to_bundle
@@ -46,15 +46,29 @@ def described(bundle: Bundle, **changes: Any) -> Source:
         {},
         {"image_tower": {"patch_size": 16, "mlp_ratio": 2.7}, "text_tower": {"context_length": 3, "layers": 1}},
         {"image": {"size": 40}, "image_tower": {"width": 20, "layers": 5}, "model": {"embedding_width": 7}},
+        {"image": {"size": 64}, "image_tower": RESNET},
+        {"image": {"size": 96}, "image_tower": {**RESNET, "stages": [2, 1, 3], "patch_size": 16}},
     ],
 )
 def test_every_size_follows_from_the_shapes(sections: dict[str, Any], tmp_path: Path) -> None:
     wanted = exact(random_bundle(tmp_path / "bundle", plain_recipe(**sections)))
     found = to_bundle(described(wanted), "name").recipe
     for name in ("image", "image_tower", "text_tower"):
-        for key in ("size", "width", "layers", "heads", "mlp_width", "activation", "patch_size", "context_length"):
+        keys = (
+            "width",
+            "heads",
+            "activation",
+            "patch_size",
+            "stages",
+            "cut_edges",
+            "context_length",
+            "layers",
+            "mlp_width",
+        )
+        for key in keys[:-2] if name == "image_tower" and wanted.recipe.image_tower.stages else keys:
             if hasattr(getattr(wanted.recipe, name), key):
                 assert getattr(getattr(found, name), key) == getattr(getattr(wanted.recipe, name), key), (name, key)
+    assert found.image.size == wanted.recipe.image.size
     assert found.model.embedding_width == wanted.recipe.model.embedding_width
     assert found.tokenizer.vocabulary_size == wanted.recipe.tokenizer.vocabulary_size
     assert (found.name, found.tokenizer.lowercase) == ("name", True)
@@ -75,6 +89,38 @@ def test_the_weights_are_taken_over_in_float32(bundle: Bundle) -> None:
         assert torch.equal(parameter, state[key].float().reshape(parameter.shape)), key
 
 
+def test_edges_that_patches_leave_out_are_known_from_the_claim_alone(tmp_path: Path) -> None:
+    recipe = plain_recipe(image={"size": 35}, image_tower={"cut_edges": True})
+    wanted = exact(random_bundle(tmp_path / "bundle", recipe))
+    found = to_bundle(described(wanted, claims={"image.size": ("size", 35)}), "name").recipe
+    assert (found.image.size, found.image_tower.cut_edges) == (35, True)
+    found = to_bundle(described(wanted), "name").recipe
+    assert (found.image.size, found.image_tower.cut_edges) == (32, False)
+    for wrong in (31, 40, "35"):
+        with pytest.raises(ConvertError, match=r"contradicts its weights: size = .*, the weights have 32"):
+            to_bundle(described(wanted, claims={"image.size": ("size", wrong)}), "name")
+
+
+def test_the_sigmoid_losss_bias_travels(tmp_path: Path) -> None:
+    wanted = exact(random_bundle(tmp_path / "bundle", plain_recipe(train={"loss": "sigmoid", "batch_size": 9})))
+    state = dict(wanted.model.state_dict())
+    state["logit_bias"] = torch.tensor([-7.5])
+    found = to_bundle(described(wanted, state=state), "name")
+    assert found.recipe.train.loss == "sigmoid"
+    assert found.model.logit_bias is not None
+    assert found.model.logit_bias.item() == -7.5
+
+
+def test_batch_norms_that_did_not_count(tmp_path: Path) -> None:
+    wanted = exact(random_bundle(tmp_path / "bundle", plain_recipe(image={"size": 64}, image_tower=RESNET)))
+    state = {key: one for key, one in wanted.model.state_dict().items() if "num_batches_tracked" not in key}
+    assert len(state) < len(wanted.model.state_dict())
+    found = to_bundle(described(wanted, state=state), "name")
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(found.model.encode_images(pixels), wanted.model.encode_images(pixels))
+
+
 @given(width=st.integers(1, 5000), hidden=st.integers(1, 50_000))
 def test_the_perceptrons_width_comes_back(width: int, hidden: int) -> None:
     assert int(width * ratio(width, hidden)) == hidden
@@ -90,8 +136,8 @@ def test_weights_of_another_architecture_are_named(bundle: Bundle) -> None:
     cases: list[tuple[dict[str, torch.Tensor], str]] = [
         ({}, r"weights: weights of another architecture \(logit_scale, text\..* and \d+ more missing\)"),
         ({"fc.weight": torch.zeros(2)}, r"\(fc\.weight unknown; logit_scale"),
-        ({**state, "logit_bias": torch.zeros(())}, r"\(logit_bias unknown\)"),
-        ({**state, **{f"visual.layer{i}": torch.zeros(2) for i in range(5)}}, r"layer0, .*layer1, .*layer2 and 2 more"),
+        ({**state, **{f"visual.trunk{i}": torch.zeros(2) for i in range(5)}}, r"trunk0, .*trunk1, .*trunk2 and 2 more"),
+        ({**state, "visual.layer1.0.bn1.bias": torch.zeros(2)}, r"visual\.class_embedding, .* unknown; .* missing"),
         (without(state, attention), rf"\({attention} missing\)"),
         ({**state, attention: torch.zeros(9)}, rf"\({attention} is torch.float32 \[9\]\)"),
         ({**state, attention: state[attention].to(torch.int8)}, rf"\({attention} is torch.int8"),

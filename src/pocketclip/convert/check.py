@@ -47,17 +47,17 @@ def sample(bundle: Bundle) -> Sample:
 
 
 def require_plain(recipe: Recipe, project: str, others: Sequence[str] = ()) -> None:
-    """Raise ConvertError if a recipe's image tower is none of OpenAI's: patches, a class token.
+    """Raise ConvertError if a recipe's vision transformer is none of OpenAI's: patches, a class token.
 
     others: what else the project's models do not have.
     """
-    image = recipe.image_tower
-    found = [f"image_tower.stem_channels = {list(image.stem_channels)}"] if image.stem_channels else []
-    found += [f"image_tower.pool = {image.pool!r}"] if image.pool != "class" else []
-    if found or others:
-        raise ConvertError(
-            f"{project} has no model with {' and '.join([*found, *others])}; --to onnx can hold any model"
-        )
+    image, found = recipe.image_tower, list(others)
+    if image.stem_channels and not image.stages:
+        found.append(f"image_tower.stem_channels = {list(image.stem_channels)}")
+    if image.pool != "class" and not image.stages:
+        found.append(f"image_tower.pool = {image.pool!r}")
+    if found:
+        raise ConvertError(f"{project} has no model with {' and '.join(found)}; --to onnx can hold any model")
 
 
 def embed(bundle: Bundle, some: Sample) -> Embeddings:

@@ -117,8 +117,11 @@ def write_huggingface(bundle: Bundle, folder: Path) -> None:
     Raises ConvertError naming what `CLIPModel` cannot do.
     """
     recipe, tokenizer = bundle.recipe, bundle.tokenizer
-    # It would read a caption at its highest id then, as transformers does with old configurations.
-    require_plain(recipe, "Hugging Face", ["captions that end with id 2"] if tokenizer.end == OLD_END else [])
+    # With 2 for an end it would read captions at their highest id, as transformers does with old configurations.
+    others = ["captions that end with id 2"] if tokenizer.end == OLD_END else []
+    others += [f"image_tower.stages = {list(recipe.image_tower.stages)}"] if recipe.image_tower.stages else []
+    others += ["a logit_bias (train.loss = 'sigmoid')"] if bundle.model.logit_bias is not None else []
+    require_plain(recipe, "Hugging Face", others)
     size = recipe.image.size
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",

@@ -137,6 +137,7 @@ def _description(bundle: Bundle) -> dict[str, Any]:
         },
         "embedding_width": recipe.model.embedding_width,
         "logit_scale": float(bundle.model.scale().detach()),
+        "logit_bias": 0.0 if bundle.model.logit_bias is None else float(bundle.model.logit_bias.detach()),
     }
 
 

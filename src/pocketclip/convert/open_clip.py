@@ -33,6 +33,7 @@ OURS = "pocketclip"  # our own part of the configuration, which OpenCLIP does no
 # What CLIPVisionCfg and CLIPTextCfg hold where a configuration says nothing.
 IMAGE_DEFAULTS = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
 TEXT_DEFAULTS = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
+STAGES, POOLED = 4, 32  # of its ResNets; the width of what their attention pools, in widths of the first stage
 # Values of other keys that mean what our towers do; a key that is off (null, false, 0) means it too.
 EXPECTED = {"pos_embed_type": "learnable", "proj_type": "linear", "block_type": "default"}
 # Keys that change nothing in what the towers compute, at most how they are trained.
@@ -63,7 +64,7 @@ def read_open_clip(folder: Path, tokenizer: Path | None) -> Source:
         weights=weights,
         state=named(read_weights(weights)),
         settings={
-            "image_tower.heads": _number(image, "width", path) // max(1, _number(image, "head_width", path)),
+            "image_tower.heads": _image_heads(image, path),
             "text_tower.heads": text["heads"],
             "image_tower.activation": activation,
             "text_tower.activation": activation,
@@ -99,19 +100,23 @@ def write_open_clip(bundle: Bundle, folder: Path) -> None:
     """
     recipe, tokenizer = bundle.recipe, bundle.tokenizer
     image, text = recipe.image_tower, recipe.text_tower
-    activations = f"image_tower.activation = {image.activation!r} and text_tower.activation = {text.activation!r}"
-    require_plain(recipe, "OpenCLIP", [activations] if image.activation != text.activation else [])
+    others = [f"image_tower.activation = {image.activation!r} and text_tower.activation = {text.activation!r}"]
+    others = others if image.activation != text.activation and not image.stages else []
+    others += [f"image_tower.stages = {list(image.stages)}"] if len(image.stages) not in (0, STAGES) else []
+    require_plain(recipe, "OpenCLIP", others)
+    bias = bundle.model.logit_bias
     configuration = {
         "model_cfg": {
             "embed_dim": recipe.model.embedding_width,
             "custom_text": True,  # the weights' names
-            "quick_gelu": image.activation == "quick_gelu",
+            "quick_gelu": text.activation == "quick_gelu",
+            "init_logit_bias": None if bias is None else float(bias.detach()),
             "vision_cfg": {
                 "image_size": recipe.image.size,
                 "patch_size": image.patch_size,
                 "width": image.width,
-                "layers": image.layers,
-                "head_width": image.width // image.heads,
+                "layers": list(image.stages) or image.layers,
+                "head_width": image.width * (POOLED if image.stages else 1) // image.heads,
                 "mlp_ratio": image.mlp_ratio,
             },
             "text_cfg": {
@@ -186,16 +191,27 @@ def _claims(
     claims = {
         "model.embedding_width": ("embed_dim", model.get("embed_dim")),
         "image.size": ("vision_cfg.image_size", image["image_size"]),
-        "image_tower.patch_size": ("vision_cfg.patch_size", image["patch_size"]),
         "text_tower.context_length": ("text_cfg.context_length", text["context_length"]),
         "tokenizer.vocabulary_size": ("text_cfg.vocab_size", text["vocab_size"]),
+        "image_tower.width": ("vision_cfg.width", image["width"]),
     }
-    for section, name, part in (("image_tower", "vision_cfg", image), ("text_tower", "text_cfg", text)):
+    towers = [("text_tower", "text_cfg", text)]
+    if isinstance(image["layers"], list):
+        claims["image_tower.stages"] = ("vision_cfg.layers", tuple(image["layers"]))
+    else:
+        claims["image_tower.patch_size"] = ("vision_cfg.patch_size", image["patch_size"])
+        towers.append(("image_tower", "vision_cfg", image))
+    for section, name, part in towers:
         claims[f"{section}.width"] = (f"{name}.width", part["width"])
         claims[f"{section}.layers"] = (f"{name}.layers", part["layers"])
         mlp_width = int(_number(part, "width", path) * _number(part, "mlp_ratio", path))
         claims[f"{section}.mlp_width"] = (f"{name}.width * mlp_ratio", mlp_width)
     return claims
+
+
+def _image_heads(image: dict[str, Any], path: Path) -> Any:
+    pooled = POOLED if isinstance(image["layers"], list) else 1
+    return _number(image, "width", path) * pooled // max(1, _number(image, "head_width", path))
 
 
 def _part(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -208,7 +224,7 @@ def _part(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 def _number(part: dict[str, Any], key: str, path: Path) -> Any:
     value = part[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
-        raise ConvertError(f"{path}: {key} = {value!r} is no size of a CLIP; only its vision transformers can be read")
+        raise ConvertError(f"{path}: {key} = {value!r} is no size of a CLIP's; copy it again")
     return value
 
 

@@ -22,6 +22,7 @@ from pocketclip.tokenizer import CaptionTokenizer
 
 # Constants that some versions save beside the weights.
 UNUSED = re.compile(r"(.*\.)?(attn_mask|position_ids|input_resolution|context_length|vocab_size)")
+SCALARS = ("logit_scale", "logit_bias")  # some versions save them as vectors of one element
 HEAD_WIDTH = 64  # of every published CLIP that comes without a configuration
 EXACT = Device(torch.device("cpu"), bfloat16=False)
 
@@ -72,7 +73,8 @@ def to_bundle(source: Source, name: str) -> Bundle:
                 f"{list(wanted.shape)} would fit the others"
             )
     # assign: they become the parameters, instead of being copied into ones that were made up.
-    model.load_state_dict({key: tensor.float().contiguous() for key, tensor in state.items()}, assign=True)
+    exact = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    model.load_state_dict({key: tensor.contiguous() for key, tensor in exact.items()}, assign=True)
     tokenizer = CaptionTokenizer(source.tokenizer, recipe.text_tower.context_length, source.mend)
     check_vocabulary(tokenizer, recipe.tokenizer.vocabulary_size, source.end, str(source.path))
     return Bundle(model.eval(), recipe, tokenizer, {}, EXACT)
@@ -81,20 +83,20 @@ def to_bundle(source: Source, name: str) -> Bundle:
 def _checked_state(source: Source) -> dict[str, Tensor]:
     """The weights without what is unused; every key is one of ours, none is missing, all hold real numbers."""
     state = {key: tensor for key, tensor in source.state.items() if not UNUSED.fullmatch(key)}
-    if "logit_scale" in state and state["logit_scale"].numel() == 1:
-        state["logit_scale"] = state["logit_scale"].reshape(())
-    layers = {"image_tower": {"layers": _layers(state, "visual")}, "text_tower": {"layers": _layers(state, "text")}}
+    state |= {key: state[key].reshape(()) for key in SCALARS if key in state and state[key].numel() == 1}
     with torch.device("meta"):
-        expected = CLIP(parse_recipe(layers, str(source.path))).state_dict()
+        expected = CLIP(parse_recipe(_told_by_names(state), str(source.path))).state_dict()
+    # Batch norm's first version did not count, and TorchScript does not say which version it saved.
+    state |= {key: torch.tensor(0) for key in expected.keys() - state.keys() if key.endswith("num_batches_tracked")}
     unknown, missing = state.keys() - expected.keys(), expected.keys() - state.keys()
     if unknown or missing:
         found = [f"{_some(keys)} {what}" for keys, what in ((unknown, "unknown"), (missing, "missing")) if keys]
         raise ConvertError(
-            f"{source.weights}: weights of another architecture ({'; '.join(found)}); of CLIP's models the vision "
-            "transformers can be read"
+            f"{source.weights}: weights of another architecture ({'; '.join(found)}); only CLIP's own can be read"
         )
     for key, tensor in state.items():
-        if tensor.dim() != expected[key].dim() or not tensor.is_floating_point() or tensor.numel() == 0:
+        real = tensor.is_floating_point() == expected[key].is_floating_point()
+        if tensor.dim() != expected[key].dim() or not real or tensor.numel() == 0:
             raise ConvertError(
                 f"{source.weights}: weights of another architecture ({key} is {tensor.dtype} {list(tensor.shape)})"
             )
@@ -103,9 +105,30 @@ def _checked_state(source: Source) -> dict[str, Tensor]:
     return state
 
 
-def _layers(state: Iterable[str], tower: str) -> int:
-    found = (re.match(rf"{tower}\.transformer\.resblocks\.(\d+)\.", key) for key in state)
-    return max(1, len({match[1] for match in found if match}))
+def _told_by_names(state: Iterable[str]) -> dict[str, Any]:
+    """What the names of the weights tell of a recipe: layers, a ResNet's stages, the loss."""
+    state = list(state)
+    stages = [
+        _count(state, rf"visual\.layer{number}\.(\d+)\.")
+        for number in range(1, 1 + _count(state, r"visual\.layer(\d+)\."))
+    ]
+    image: dict[str, Any] = {"layers": max(1, _count(state, r"visual\.transformer\.resblocks\.(\d+)\."))}
+    values = {
+        "image_tower": image,
+        "text_tower": {"layers": max(1, _count(state, r"text\.transformer\.resblocks\.(\d+)\."))},
+        "train": {"loss": "sigmoid" if "logit_bias" in state else "softmax"},
+    }
+    if stages:
+        patch = 2 ** (len(stages) + 1)
+        values |= {
+            "image_tower": {"stages": [max(1, one) for one in stages], "patch_size": patch},
+            "image": {"size": patch},
+        }
+    return values
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
 def _some(keys: Iterable[str]) -> str:
@@ -115,19 +138,27 @@ def _some(keys: Iterable[str]) -> str:
 
 
 def _recipe(source: Source, state: dict[str, Tensor], name: str) -> Recipe:
-    image_width, _, patch, _ = state["visual.conv1.weight"].shape
-    side = math.isqrt(len(state["visual.positional_embedding"]) - 1)
     vocabulary, text_width = state["text.token_embedding.weight"].shape
-    values: dict[str, Any] = {
+    values = _told_by_names(state)
+    image, text = values["image_tower"], values["text_tower"]
+    if image.get("stages"):
+        positions, embedding_width = (
+            state["visual.attnpool.positional_embedding"],
+            len(state["visual.attnpool.c_proj.bias"]),
+        )
+        image |= {"width": len(state["visual.conv3.weight"])}
+        pooled_width = positions.shape[1]
+    else:
+        positions, embedding_width = state["visual.positional_embedding"], state["visual.proj"].shape[1]
+        pooled_width, _, image["patch_size"], _ = state["visual.conv1.weight"].shape
+        image |= {"width": pooled_width, "mlp_ratio": _mlp_ratio(state, "visual", pooled_width)}
+    context_length = len(state["text.positional_embedding"])
+    text |= {"width": text_width, "context_length": context_length, "mlp_ratio": _mlp_ratio(state, "text", text_width)}
+    size, image["cut_edges"] = _image_size(source, math.isqrt(len(positions) - 1), image["patch_size"])
+    values |= {
         "name": name,
-        "image": {"size": side * patch},
-        "image_tower": {"width": image_width, "patch_size": patch, **_tower(state, "visual", image_width)},
-        "text_tower": {
-            "width": text_width,
-            "context_length": len(state["text.positional_embedding"]),
-            **_tower(state, "text", text_width),
-        },
-        "model": {"embedding_width": state["visual.proj"].shape[1]},
+        "image": {"size": size, "decoding": "exact"},  # as all other projects decode images
+        "model": {"embedding_width": embedding_width},
         "tokenizer": {
             "vocabulary_size": vocabulary,
             "mend": source.mend,
@@ -137,25 +168,39 @@ def _recipe(source: Source, state: dict[str, Tensor], name: str) -> Recipe:
     for key, value in source.settings.items():
         section, _, field = key.partition(".")
         values[section][field] = value
-    for section in ("image_tower", "text_tower"):
-        if "activation" not in values[section]:
-            raise ConvertError(
-                f"{source.path}: does not say which activation it was trained with; add --activation gelu, or "
-                "--activation quick_gelu for OpenAI's weights and models named so"
-            )
-        if "heads" not in values[section]:
-            if values[section]["width"] % HEAD_WIDTH:
-                raise ConvertError(
-                    f"{source.path}: does not say how many attention heads it has, and a width of "
-                    f"{values[section]['width']} does not tell; put it into a folder with its open_clip_config.json"
-                )
-            values[section]["heads"] = values[section]["width"] // HEAD_WIDTH
+    for tower, width in ((image, pooled_width), (text, text_width)):
+        _require_told(source, tower, width)
     return parse_recipe(values, str(source.path))
 
 
-def _tower(state: dict[str, Tensor], tower: str, width: int) -> dict[str, Any]:
-    hidden = len(state[f"{tower}.transformer.resblocks.0.mlp.c_fc.bias"])
-    return {"layers": _layers(state, tower), "mlp_ratio": ratio(width, hidden)}
+def _image_size(source: Source, side: int, patch: int) -> tuple[int, bool]:
+    """The image's side in pixels and whether patches leave its edges out, of which the weights know nothing."""
+    _, claimed = source.claims.get("image.size", ("", None))
+    size = claimed if isinstance(claimed, int) and claimed // patch == side else side * patch
+    return size, size % patch > 0
+
+
+def _require_told(source: Source, tower: dict[str, Any], width: int) -> None:
+    """Fill in the heads that every published model has; raise ConvertError where a setting is not told at all.
+
+    width: of the tower's attention.
+    """
+    if "activation" not in tower:
+        raise ConvertError(
+            f"{source.path}: does not say which activation it was trained with; add --activation gelu, or "
+            "--activation quick_gelu for OpenAI's weights and models named so"
+        )
+    if "heads" not in tower:
+        if width % HEAD_WIDTH:
+            raise ConvertError(
+                f"{source.path}: does not say how many attention heads it has, and a width of {width} does not tell; "
+                "put it into a folder with its open_clip_config.json"
+            )
+        tower["heads"] = width // HEAD_WIDTH
+
+
+def _mlp_ratio(state: dict[str, Tensor], tower: str, width: int) -> float:
+    return ratio(width, len(state[f"{tower}.transformer.resblocks.0.mlp.c_fc.bias"]))
 
 
 def ratio(width: int, hidden: int) -> float:
