@@ -3,7 +3,8 @@
     python benchmarks/loss_vs_openclip.py --pairs 32768
 
 Each turn is a process of its own, forward and backward in float32; the sides take turns. Memory is what the process had
-at most (VmHWM, the kernel's own count of resident pages) beyond what it had with the inputs made. Needs OpenCLIP
+at most (VmHWM, the kernel's own count of resident pages) beyond what it had with the inputs made. Both are held against
+the same loss in float64. Needs OpenCLIP
 (benchmarks/openclip.py says how to install it).
 """
 
@@ -34,9 +35,10 @@ def turn(side: str, pairs: int, width: int, scale: float, output: Path) -> None:
     # Texts are images with twice as much noise, so that losses and gradients are those of a half-trained model.
     images = F.normalize(torch.randn(pairs, width, generator=generator), dim=1)
     texts = F.normalize(images + torch.randn(pairs, width, generator=generator) * 2 * width**-0.5, dim=1)
-    inputs = [images.requires_grad_(), texts.requires_grad_(), torch.tensor(scale, requires_grad=True)]
+    kind = torch.float64 if side == "float64" else torch.float32
+    inputs = [one.to(kind).requires_grad_() for one in (images, texts, torch.tensor(scale))]
     small = [inputs[0][:64], inputs[1][:64], inputs[2]]
-    if side == "ours":
+    if side != "OpenCLIP":
         numbers = torch.arange(pairs)
         softmax_loss(*small, numbers[:64]).backward()
     else:
@@ -45,7 +47,7 @@ def turn(side: str, pairs: int, width: int, scale: float, output: Path) -> None:
     for one in inputs:
         one.grad = None
     before, began = resident("VmRSS"), time.perf_counter()
-    loss = softmax_loss(*inputs, numbers) if side == "ours" else loss_of(*inputs)
+    loss = loss_of(*inputs) if side == "OpenCLIP" else softmax_loss(*inputs, numbers)
     loss.backward()
     print(time.perf_counter() - began, resident("VmHWM") - before)
     torch.save([loss.detach(), *(one.grad for one in inputs)], output)
@@ -74,14 +76,20 @@ def main() -> None:
                 seconds, megabytes = map(float, done.stdout.split())
                 found.append((seconds, megabytes))
                 print(f"round {number + 1}: {side:8s} {seconds:7.2f} s {megabytes:9,.0f} MB", flush=True)
+        command = [sys.executable, __file__, *sizes, "--side", "float64", f"{folder}/float64"]
+        subprocess.run(command, capture_output=True, check=True)
         results = [torch.load(files[side]) for side in figures]
+        truth = torch.load(f"{folder}/float64")
     ours, peer = ([statistics.median(column) for column in zip(*figures[side], strict=True)] for side in figures)
     time_ratio, memory_ratio = (one / other for one, other in zip(ours, peer, strict=True))
     print(f"medians: time {time_ratio:.2f} of OpenCLIP's, memory {memory_ratio:.4f} (1/{1 / memory_ratio:.1f})")
-    for name, one, other in zip(("loss", "images", "texts", "scale"), *results, strict=True):
+    for name, true, *found in zip(("loss", "images", "texts", "scale"), truth, *results, strict=True):
         # Gradients are of the size 1/pairs: they are compared as shares of their largest entry.
-        difference = (one - other).abs().max() / other.abs().max()
-        print(f"{name}: largest difference {difference:.1e} of the largest value, {other.abs().max():.3g}")
+        differences = [float((one - true).abs().max() / true.abs().max()) for one in found]
+        between = float((found[0] - found[1]).abs().max() / true.abs().max())
+        print(
+            f"{name}: from float64 ours {differences[0]:.1e}, OpenCLIP {differences[1]:.1e}; between them {between:.1e}"
+        )
 
 
 if __name__ == "__main__":

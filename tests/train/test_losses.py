@@ -32,10 +32,16 @@ def plain_sigmoid(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, ca
     return -F.logsigmoid(sign * (scale * images @ texts.T + bias)).sum() / len(images)
 
 
-@pytest.fixture(params=[36, 1 << 23], ids=["blocks", "one block"])
+@pytest.fixture(params=[(4, 2), (2, 100), (512, 2048)], ids=["blocks", "stripes", "one block"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits in a block: those of four rows, or all of them."""
-    monkeypatch.setitem(losses.BLOCK_LOGITS, "cpu", request.param)
+    """Images and texts in a block."""
+    monkeypatch.setitem(losses.BLOCK, "cpu", request.param)
+
+
+@pytest.fixture(params=[0.0, losses.NARROW], ids=["one by one", "one factor for all"])
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From which range on sums are computed the slow way."""
+    monkeypatch.setattr(losses, "NARROW", request.param)
 
 
 CAPTIONS = {
@@ -45,7 +51,7 @@ CAPTIONS = {
 }
 
 
-@pytest.mark.usefixtures("block")
+@pytest.mark.usefixtures("block", "narrow")
 @pytest.mark.parametrize("captions", CAPTIONS.values(), ids=CAPTIONS.keys())
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("scale", [14.0, 100.0])

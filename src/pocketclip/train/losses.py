@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from pocketclip.train.ranks import Ranks
 
-BLOCK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}  # logits at a time: large enough for fast products
+# Images and texts of a block: large enough for fast products, on a CPU small enough for its cache.
+BLOCK = {"cpu": (512, 2048), "cuda": (8192, 8192)}
+NARROW = 80.0  # e^-80 is still a normal float32: of logits that differ by less no term of a sum is lost
 GOLDEN = -0x61C8864680B583EB  # 2^64 / the golden ratio, as int64 has it: its multiples are spread evenly
 ALONE = Ranks()
 
@@ -95,7 +97,7 @@ def log_sums(
 
 
 class _Blocks:
-    """The images of this rank against the texts of all ranks, some rows at a time."""
+    """The images of this rank against the texts of all ranks, block by block."""
 
     def __init__(self, images: Tensor, texts: Tensor, captions: Tensor, ranks: Ranks) -> None:
         self.images = images
@@ -103,16 +105,19 @@ class _Blocks:
         self.captions, _ = ranks.gather(captions)
         self.repeated = len(torch.unique(self.captions)) < len(self.captions)
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """(which images, their positives): bool [rows, texts] where captions repeat, else int64 [rows], the columns."""
-        rows = max(1, BLOCK_LOGITS.get(self.images.device.type, 1 << 24) // max(1, len(self.texts)))
-        for start in range(0, len(self.images), rows):
-            some = slice(start, min(start + rows, len(self.images)))
-            own = slice(self.first + some.start, self.first + some.stop)
-            if self.repeated:
-                yield some, self.captions[own, None] == self.captions
-            else:
-                yield some, torch.arange(own.start, own.stop, device=self.images.device)
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor | tuple[Tensor, Tensor]]]:
+        """(which images, which texts, where the positives of the block are: a mask, or rows and columns)."""
+        height, width = BLOCK.get(self.images.device.type, BLOCK["cuda"])
+        for top in range(0, len(self.images), height):
+            rows = slice(top, min(top + height, len(self.images)))
+            own = torch.arange(rows.start, rows.stop, device=self.images.device) + self.first
+            for left in range(0, len(self.texts), width):
+                columns = slice(left, min(left + width, len(self.texts)))
+                if self.repeated:
+                    yield rows, columns, self.captions[own, None] == self.captions[columns]
+                else:
+                    inside = ((own >= columns.start) & (own < columns.stop)).nonzero()[:, 0]
+                    yield rows, columns, (inside, own[inside] - left)
 
 
 class _LogSums(torch.autograd.Function):
@@ -121,21 +126,25 @@ class _LogSums(torch.autograd.Function):
         ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, captions: Tensor, ranks: Ranks
     ) -> tuple[Tensor, ...]:
         blocks = _Blocks(images, texts, captions, ranks)
-        nothing = -torch.inf
-        of_images = [images.new_full((len(images),), nothing) for _ in range(2)]
-        of_texts = [images.new_full((len(blocks.texts),), nothing) for _ in range(2)]
-        for some, positive in blocks:
-            logits = (scale * images[some]) @ blocks.texts.T
-            for kind, kept in enumerate(_split(logits, positive)):
-                if kept.ndim == 1:  # one positive a row
-                    of_images[kind][some] = of_texts[kind][positive] = kept
-                else:
-                    of_images[kind][some] = kept.logsumexp(dim=1)
-                    of_texts[kind] = torch.logaddexp(of_texts[kind], kept.logsumexp(dim=0))
+        of_images = [images.new_full((len(images),), -torch.inf) for _ in range(2)]
+        of_texts = [images.new_full((len(blocks.texts),), -torch.inf) for _ in range(2)]
+        for rows, columns, positive in blocks:
+            logits = (scale * images[rows]) @ blocks.texts[columns].T
+            narrow = _is_narrow(logits)
+            kinds = [logits]
+            if isinstance(positive, Tensor):
+                kinds.append(logits.masked_fill(~positive, -torch.inf))
+            logits[positive] = -torch.inf
+            for kind, some in enumerate(kinds):
+                by_row, by_column = _log_sums_of(some, narrow)
+                of_images[kind][rows] = torch.logaddexp(of_images[kind][rows], by_row)
+                of_texts[kind][columns] = torch.logaddexp(of_texts[kind][columns], by_column)
+        mine = slice(blocks.first, blocks.first + len(texts))
+        if not blocks.repeated:
+            of_images[1] = of_texts[1][mine] = scale * (images * texts).sum(dim=1)
         of_texts = [ranks.log_sum(one) for one in of_texts]
         ctx.save_for_backward(images, texts, scale, *of_images, *of_texts)
         ctx.blocks, ctx.ranks = blocks, ranks
-        mine = slice(blocks.first, blocks.first + len(texts))
         return of_images[0], of_texts[0][mine].clone(), of_images[1], of_texts[1][mine].clone()
 
     @staticmethod
@@ -146,39 +155,60 @@ class _LogSums(torch.autograd.Function):
         blocks: _Blocks = ctx.blocks
         by_image = (gradients[0], gradients[2])
         by_text = [ranks.gather(one)[0] for one in (gradients[1], gradients[3])]
-        grad_images, grad_texts = torch.empty_like(images), torch.zeros_like(blocks.texts)
-        for some, positive in blocks:
-            logits = (scale * images[some]) @ blocks.texts.T
-            by_kind = [
-                _shares(logits, sums[kind][some], by_image[kind][some], sums[2 + kind], by_text[kind])
-                for kind in range(2 if blocks.repeated else 1)
-            ]
-            if blocks.repeated:
-                of_logits = torch.where(positive, by_kind[1], by_kind[0])
+        shares = [_Shares(sums[kind], by_image[kind], sums[2 + kind], by_text[kind]) for kind in range(2)]
+        grad_images, grad_texts = torch.zeros_like(images), torch.zeros_like(blocks.texts)
+        for rows, columns, positive in blocks:
+            logits = (scale * images[rows]) @ blocks.texts[columns].T
+            if isinstance(positive, Tensor):
+                of_positives = shares[1].of(logits.clone(), rows, columns)
+                of_logits = torch.where(positive, of_positives, shares[0].of(logits, rows, columns))
             else:
-                of_logits = by_kind[0]
-                own = torch.arange(len(positive), device=positive.device)
-                of_logits[own, positive] = by_image[1][some] + by_text[1][positive]
-            grad_images[some] = of_logits @ blocks.texts
-            grad_texts.addmm_(of_logits.T, images[some])
+                of_logits = shares[0].of(logits, rows, columns)
+                of_logits[positive] = by_image[1][rows][positive[0]] + by_text[1][columns][positive[1]]
+            grad_images[rows].addmm_(of_logits, blocks.texts[columns])
+            grad_texts[columns].addmm_(of_logits.T, images[rows])
         grad_scale = (grad_images * images).sum()
         return grad_images * scale, ranks.sum_own(grad_texts, blocks.first, len(texts)) * scale, grad_scale, None, None
 
 
-def _split(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """(negatives, positives) of a block, minus infinity elsewhere; positives [rows] where each row has just one."""
-    if positive.dtype == torch.bool:
-        return logits.masked_fill(positive, -torch.inf), logits.masked_fill(~positive, -torch.inf)
-    own = torch.arange(len(positive), device=positive.device)
-    positives = logits[own, positive]
-    logits[own, positive] = -torch.inf
-    return logits, positives
+def _is_narrow(values: Tensor) -> bool:
+    """Whether e^value of all of them can share one factor; not asked of a GPU, which would have to stop for it."""
+    if values.device.type != "cpu" or not len(values):
+        return False
+    least, most = values.aminmax()
+    return bool(most - least < NARROW)
 
 
-def _shares(logits: Tensor, of_images: Tensor, by_image: Tensor, of_texts: Tensor, by_text: Tensor) -> Tensor:
+def _log_sums_of(logits: Tensor, narrow: bool) -> tuple[Tensor, Tensor]:
+    """Logarithms of the sums of e^logit over each row and over each column of a block, which may be overwritten."""
+    if not narrow:
+        return logits.logsumexp(dim=1), logits.logsumexp(dim=0)
+    most = logits.max()
+    if most.isneginf():
+        return logits.amax(dim=1), logits.amax(dim=0)
+    terms = logits.sub_(most).exp_()
+    return terms.sum(dim=1).log_().add_(most), terms.sum(dim=0).log_().add_(most)
+
+
+class _Shares:
     """The gradient of sums by the logits in them: each logit's share of its row's sum and of its column's."""
-    shares = (logits - of_images[:, None]).exp_().mul_(by_image[:, None])
-    return shares.add_((logits - of_texts).exp_().mul_(by_text))
+
+    def __init__(self, of_images: Tensor, by_image: Tensor, of_texts: Tensor, by_text: Tensor) -> None:
+        self.of_images, self.by_image, self.of_texts, self.by_text = of_images, by_image, of_texts, by_text
+        finite = torch.cat([one[one.isfinite()] for one in (of_images, of_texts)])
+        self.narrow = _is_narrow(finite)
+        if self.narrow:  # e^(l - r) x + e^(l - c) y = e^(l - most) (e^(most - r) x + e^(most - c) y): one e^ a logit
+            self.most = finite.max()
+            self.image_factors = (self.most - of_images).exp_().mul_(by_image).nan_to_num_(0.0, 0.0)
+            self.text_factors = (self.most - of_texts).exp_().mul_(by_text).nan_to_num_(0.0, 0.0)
+
+    def of(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
+        """A block of logits, which is overwritten -> the gradient by each."""
+        if self.narrow:
+            factors = self.image_factors[rows, None] + self.text_factors[columns]
+            return logits.sub_(self.most).exp_().mul_(factors)
+        by_row = (logits - self.of_images[rows, None]).exp_().mul_(self.by_image[rows, None])
+        return by_row.add_(logits.sub_(self.of_texts[columns]).exp_().mul_(self.by_text[columns]))
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -190,17 +220,16 @@ class _Sigmoid(torch.autograd.Function):
     ) -> Tensor:
         blocks = _Blocks(images, texts, captions, ranks)
         loss, grad_bias = images.new_zeros(()), images.new_zeros(())
-        grad_images, grad_texts = torch.empty_like(images), torch.zeros_like(blocks.texts)
-        for some, positive in blocks:
-            logits = torch.addmm(bias, scale * images[some], blocks.texts.T)
-            own = positive if blocks.repeated else (torch.arange(len(positive), device=positive.device), positive)
+        grad_images, grad_texts = torch.zeros_like(images), torch.zeros_like(blocks.texts)
+        for rows, columns, positive in blocks:
+            logits = torch.addmm(bias, scale * images[rows], blocks.texts[columns].T)
             # -log sigmoid(-z) = softplus(z) of a negative; of a positive it is softplus(z) - z, and its slope one less
-            loss += F.softplus(logits).sum() - logits[own].sum()
+            loss += F.softplus(logits).sum() - logits[positive].sum()
             of_logits = logits.sigmoid_()
-            of_logits[own] -= 1
+            of_logits[positive] -= 1
             grad_bias += of_logits.sum()
-            grad_images[some] = of_logits @ blocks.texts
-            grad_texts.addmm_(of_logits.T, images[some])
+            grad_images[rows].addmm_(of_logits, blocks.texts[columns])
+            grad_texts[columns].addmm_(of_logits.T, images[rows])
         pairs = len(blocks.texts)
         grad_scale = (grad_images * images).sum() / pairs
         own_texts = ranks.sum_own(grad_texts, blocks.first, len(texts))
