@@ -15,7 +15,7 @@ from rich.console import Console
 
 from conftest import draw, small_recipe
 from pocketclip.bundle import load
-from pocketclip.data.batches import Batch, TrainingBatches, augment, load_batches
+from pocketclip.data.batches import Batch, RowChance, TrainingBatches, augment, load_batches
 from pocketclip.data.images import normalise, open_image
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import Split, write_shards
@@ -267,3 +267,14 @@ def test_several_captions_of_a_row_come_after_each_other_and_differ_where_they_c
     for image, tokens in zip(batch.pixels, batch.tokens.view(15, 3, -1), strict=True):
         said = [tokenizer.decode(one.tolist()).strip() for one in tokens]
         assert set(said) == set(by_image[image.numpy().tobytes()])  # both of the two, and one of them again
+
+
+def test_a_rows_chance_is_that_of_a_generator_of_its_own() -> None:
+    chance = RowChance(3, 1, 2)
+    key = np.random.SeedSequence([3, 1, 2]).generate_state(2, np.uint64)
+    for place in (5, 0, 5, 2**40):
+        alone = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, place]))
+        random = chance.of(place)
+        assert random.integers(1000) == alone.integers(1000)  # leaves half a number behind
+        assert random.random(3).tolist() == alone.random(3).tolist()
+        assert random.permutation(9).tolist() == alone.permutation(9).tolist()

@@ -55,6 +55,21 @@ class Batch:
         )
 
 
+class RowChance:
+    """Random numbers of each row of a batch, its own: the same whichever rank makes it, after whatever rows."""
+
+    def __init__(self, seed: int, epoch: int, step: int) -> None:
+        key = np.random.SeedSequence([seed, epoch, step]).generate_state(2, np.uint64)
+        self._bits = np.random.Philox(key=key)
+        self._generator, self._state = np.random.Generator(self._bits), self._bits.state
+
+    def of(self, place: int) -> np.random.Generator:
+        """The generator, at the beginning of a row's numbers: Philox counts, and rows count in its highest digit."""
+        self._state["state"]["counter"][3] = place  # a new generator would take seven times as long
+        self._bits.state = self._state
+        return self._generator
+
+
 class TrainingBatches(Dataset[Batch]):
     """The batches of one split; indexed by position.
 
@@ -88,7 +103,7 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, position: Position) -> Batch:
         epoch, step = position
         rows = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size].tolist()
-        key = np.random.SeedSequence([self.seed, epoch, step]).generate_state(2, np.uint64)
+        chance = RowChance(self.seed, epoch, step)
         first, end = (self.batch_size * part // self.ranks for part in (self.rank, self.rank + 1))
         rows = rows[first:end]
         if self.features:
@@ -99,7 +114,7 @@ class TrainingBatches(Dataset[Batch]):
         room, captions, pairs = pixels.numpy(), list[str](), 0
         dropped: Counter[str] = Counter()
         for place, row in enumerate(rows, start=first):
-            random = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, place]))  # its own, on any rank
+            random = chance.of(place)
             found, choices = self._image(row, random), self.split.captions(row)
             if isinstance(found, str):
                 dropped[found] += 1
@@ -114,8 +129,11 @@ class TrainingBatches(Dataset[Batch]):
 
     def _drawn(self, captions: list[str], random: np.random.Generator) -> list[str]:
         """Some of a row's captions, as different ones as it has, now and then with an unknown word."""
-        order = random.permutation(len(captions))
-        drawn = [captions[order[place % len(order)]] for place in range(self.captions_per_image)]
+        if self.captions_per_image == 1:
+            drawn = [captions[random.integers(len(captions))]]
+        else:
+            order = random.permutation(len(captions))
+            drawn = [captions[order[place % len(order)]] for place in range(self.captions_per_image)]
         if self._unknown_words is None:
             return drawn
         share, replace_word = self.unknown_share, self._unknown_words.replace
