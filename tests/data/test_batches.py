@@ -1,5 +1,8 @@
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -169,6 +172,27 @@ def test_no_row_ends_a_worker_and_batches_are_the_same(image: dict[str, object],
         expected = [decode(data, recipe.image).tobytes() for data in good.values()]
         found = [pixels.numpy().tobytes() for batch in here[:3] for pixels in batch.pixels]
         assert Counter(found) == Counter(expected)
+
+
+def test_an_error_ends_the_process_though_workers_are_busy(folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pocketclip.data.batches import TrainingBatches, load_batches\n"
+        "from pocketclip.data.shards import Split\n"
+        "from pocketclip.tokenizer import load_tokenizer\n"
+        "from conftest import Path, small_recipe\n"
+        "folder = Path(sys.argv[1])\n"
+        "encode = load_tokenizer(folder / 'tokenizer.json', 16).encode\n"
+        "batches = load_batches(TrainingBatches(Split(folder, 'train'), small_recipe(folder), encode), 0, 99, 2)\n"
+        "next(batches)\n"
+        "raise RuntimeError('a mistake')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("RuntimeError: a mistake"), done.stderr
 
 
 def test_batches_of_workers_are_made_in_memory_that_is_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

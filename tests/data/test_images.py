@@ -187,8 +187,8 @@ def test_damage_anywhere_is_an_image_or_a_reason(data: st.DataObject) -> None:
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     try:
         cut = bytes(good[: data.draw(st.integers(1, len(good)))])
-        settings = ImageSettings(size=8, decoding=data.draw(st.sampled_from(["scaled", "exact"])))
-        assert decode(cut, settings).shape == (8, 8, 3)
+        decoding = data.draw(st.sampled_from(["scaled", "exact"]))
+        assert decode(cut, ImageSettings(size=8, decoding=decoding)).shape == (8, 8, 3)
     except BadImage as error:
         assert str(error)
 

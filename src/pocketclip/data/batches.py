@@ -5,7 +5,9 @@ which of a row's captions, which augmentation. A run can therefore stop anywhere
 any number of workers, and of ranks, each of which makes its part of every batch.
 """
 
+import atexit
 import math
+import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -225,10 +227,19 @@ def augment(pixels: Pixels, shift: float, flip: bool, random: np.random.Generato
 def _ignore_stops(_worker: int) -> None:
     """Ctrl-C and a service's stop reach workers too; the training process acts on them, and it still needs its batch.
 
-    Workers end when it does: torch's loader sees to that.
+    Workers end when it does: torch's loader sees to that, and `_kill_workers` where an error has left it unfinished.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """At the process' end, before Python asks its children to end and waits for them: they do not hear that."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call their end an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -> Iterator[Batch]:
@@ -236,6 +247,9 @@ def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -
 
     workers: processes that prepare batches ahead; they change the speed, never the batches.
     """
+    if workers:
+        atexit.unregister(_kill_workers)  # once, however often this is called
+        atexit.register(_kill_workers)
     positions = [divmod(step, batches.steps_per_epoch) for step in range(start, end)]
     loader = DataLoader(
         batches,
