@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from models import edit, exact, huggingface_folder, plain_recipe, random_bundle
 from rich.console import Console
@@ -20,6 +21,7 @@ from pocketclip.convert import check, huggingface, open_clip
 from pocketclip.convert.check import embed, largest_difference, sample
 from pocketclip.convert.convert import convert, detect
 from pocketclip.errors import ConvertError
+from pocketclip.recipe.toml import load_recipe
 from pocketclip.train.loop import train
 
 
@@ -50,6 +52,30 @@ def test_a_trained_model_goes_everywhere_and_comes_back(trained_plain: Path, tmp
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], tensor), name
     assert torch.equal(after.encode_images(images) @ after.encode_texts(captions).T, wanted)
+
+
+def test_training_starts_from_what_was_converted(
+    trained_plain: Path, folder: Path, tmp_path: Path, console: Console
+) -> None:
+    """There and back through OpenCLIP, whose captions are mended; a small step more, and nothing is forgotten."""
+    convert(trained_plain, tmp_path / "theirs", "open_clip")
+    edit(tmp_path / "theirs" / "open_clip_config.json", pocketclip=None)
+    convert(tmp_path / "theirs", tmp_path / "start")
+    start = {
+        "start_from": str(tmp_path / "start"),
+        "batch_size": 15,
+        "epochs": 1,
+        "learning_rate": 1e-5,
+        "device": "cpu",
+    }
+    (tmp_path / "more.toml").write_text(tomli_w.dumps({"data": {"folder": str(folder)}, "train": start}))
+    recipe = load_recipe(tmp_path / "more.toml")
+    assert recipe.tokenizer.mend
+    assert recipe.image_tower == exact(tmp_path / "start").recipe.image_tower
+    after, captions = exact(train(recipe, tmp_path / "run", console)), ["red circle left", "blue pole right"]
+    images = [draw(*caption.split()) for caption in captions]
+    assert (after.encode_images(images) @ after.encode_texts(captions).T).argmax(1).tolist() == [0, 1]
+    assert after.tokenizer.mend
 
 
 def test_the_printed_line_says_the_difference(ours: Path, tmp_path: Path) -> None:

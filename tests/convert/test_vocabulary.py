@@ -147,10 +147,13 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
     ours = CaptionTokenizer(learn_tokenizer(CAPTIONS, TokenizerSettings(vocabulary_size=300)), 20)
     with pytest.raises(ConvertError, match="the model reads them at id 299"):
         check_vocabulary(ours, 300, None, "model")
-    bare = json.loads(found.to_str())
-    bare["post_processor"] = None
-    with pytest.raises(ConvertError, match="does not put"):
-        check_vocabulary(CaptionTokenizer(Tokenizer.from_str(json.dumps(bare)), 20), size, end, "model")
+    whole = json.loads(found.to_str())
+    frame = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    unknown = {"type": "TemplateProcessing", "single": frame, "pair": frame, "special_tokens": {}}  # the library panics
+    for framing in (None, unknown):
+        other = CaptionTokenizer(Tokenizer.from_str(json.dumps({**whole, "post_processor": framing})), 20)
+        with pytest.raises(ConvertError, match="does not put"):
+            check_vocabulary(other, size, end, "model")
 
 
 @pytest.mark.peer

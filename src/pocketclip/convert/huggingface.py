@@ -252,8 +252,10 @@ def _preprocessing(folder: Path, size: Any) -> dict[str, Any]:
     path = next((folder / name for name in PREPROCESSING if (folder / name).is_file()), None)
     if path is None:
         return {}
-    found = read_json(path)
-    found = found.get("image_processor", found)
+    whole = read_json(path)
+    found = whole.get("image_processor", whole)
+    if not isinstance(found, dict):
+        raise ConvertError(f"{path}: image_processor is no JSON object; copy it again")
     usual = {
         "do_resize": (True,),
         "size": ({"shortest_edge": size}, size),

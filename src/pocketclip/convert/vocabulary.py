@@ -53,7 +53,7 @@ def check_vocabulary(tokenizer: CaptionTokenizer, rows: int, end: int | None, na
     name: of the model, for messages.
     """
     highest = max(tokenizer.tokenizer.get_vocab().values())
-    ids = tokenizer.tokenizer.encode("a").ids
+    ids = _tried(tokenizer)
     if highest >= rows:
         reason = f"has ids up to {highest}, the model knows {rows}"
     elif tokenizer.end != (rows - 1 if end is None else end):
@@ -63,6 +63,16 @@ def check_vocabulary(tokenizer: CaptionTokenizer, rows: int, end: int | None, na
     else:
         return
     raise ConvertError(f"{name}: its tokenizer is of another vocabulary: it {reason}; name the right one: --tokenizer")
+
+
+def _tried(tokenizer: CaptionTokenizer) -> list[int]:
+    """The ids of a short caption; none where its file contradicts itself."""
+    try:
+        return list(tokenizer.tokenizer.encode("a").ids)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # the library's Rust can panic, which is no Exception
+        return []
 
 
 def is_openais(tokenizer: CaptionTokenizer) -> bool:
@@ -105,7 +115,8 @@ def _clip_tokenizer(vocabulary: dict[str, int], merges: Sequence[str], path: Pat
     before; else as Hugging Face's does.
     """
     split = [merge.split() for merge in merges]
-    if any(len(pair) != 2 for pair in split) or START not in vocabulary or END not in vocabulary:
+    ids = all(isinstance(number, int) and 0 <= number < 2**31 for number in vocabulary.values())
+    if not ids or any(len(pair) != 2 for pair in split) or START not in vocabulary or END not in vocabulary:
         raise ConvertError(f"{path}: no vocabulary of CLIP's; name its tokenizer.json or {OPENAI_MERGES}: --tokenizer")
     pairs = [(first, second) for first, second in split]
     try:
