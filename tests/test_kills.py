@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -292,7 +293,8 @@ def finished_rows(folder: Path) -> set[object]:
     """The paths of the rows that a folder of `fetch` has an outcome of, in a spool or in a finished shard."""
     found = []
     for spool in folder.rglob(".*.spool"):
-        with tempfile.TemporaryDirectory() as other:  # opening one cuts off what it does not hold whole
+        # Opening one cuts off what it does not hold whole. Of one that has ended meanwhile the shard is read below.
+        with tempfile.TemporaryDirectory() as other, suppress(FileNotFoundError):
             copy = Path(shutil.copy(spool, other))
             with Spool(copy) as opened:
                 found += opened.outcomes.values()
