@@ -141,3 +141,8 @@ def test_the_whole_chain_in_small(tmp_path: Path) -> None:
     again = pocketclip("quickstart", recipe, *tiny, cwd=tmp_path)
     assert again.returncode == 0
     assert "is complete" in again.stdout
+
+
+def test_quickstart_takes_settings_without_a_recipe(tmp_path: Path) -> None:
+    done = pocketclip("quickstart", "train.epoch=1", "name=short", cwd=tmp_path)
+    assert_one_clear_line(done, "quickstart: train.epoch: unknown key; did you mean train.epochs")

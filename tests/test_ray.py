@@ -191,8 +191,11 @@ def suspend(processes: list[psutil.Process]) -> set[int]:
 
 
 def in_flight(server: Host, folder: Path, shards: set[int]) -> set[object]:
-    """The rows of some shards that were asked for and have no outcome yet."""
-    asked = {path for path in server.asked if int(path.rpartition("/")[2]) // 100 in shards}
+    """The rows of some suspended shards that were asked for and have no outcome, once the server has seen them all."""
+    before, asked = None, set[object]()
+    while asked != before:
+        time.sleep(0.5)
+        before, asked = asked, {path for path in server.asked if int(path.rpartition("/")[2]) // 100 in shards}
     return asked - finished_rows(folder)
 
 
@@ -210,7 +213,6 @@ def test_fetch_with_a_machine_lost_half_way(cluster: Cluster, tmp_path: Path) ->
             if server.asked.total() > alone.total() / 2:
                 lost = cluster.processes(cluster.machines[-1])
                 shards = suspend(lost)
-                time.sleep(0.1)  # until the server has seen what they asked for
                 hit = in_flight(server, there, shards) if len(shards) == 2 else hit
                 for one in lost if not hit else ():
                     one.resume()

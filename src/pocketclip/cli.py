@@ -324,6 +324,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and
 @app.command()
 def quickstart(recipe: RecipeFile = "quickstart", overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
     """The whole pipeline on the embedded data set, from nothing to a report; stages already done are kept."""
+    if "=" in recipe:  # `pocketclip quickstart seed=1` means the recipe that the verb is named after
+        recipe, overrides = "quickstart", [recipe, *(overrides or ())]
     from pocketclip.data.shards import splits_in
     from pocketclip.recipe.toml import load_recipe
 
