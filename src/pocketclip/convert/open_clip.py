@@ -98,14 +98,47 @@ def write_open_clip(bundle: Bundle, folder: Path) -> None:
 
     Raises ConvertError naming what OpenCLIP's towers cannot do.
     """
-    recipe, tokenizer = bundle.recipe, bundle.tokenizer
-    image, text = recipe.image_tower, recipe.text_tower
+    image, text = bundle.recipe.image_tower, bundle.recipe.text_tower
     others = [f"image_tower.activation = {image.activation!r} and text_tower.activation = {text.activation!r}"]
     others = others if image.activation != text.activation and not image.stages else []
     others += [f"image_tower.stages = {list(image.stages)}"] if len(image.stages) not in (0, STAGES) else []
-    require_plain(recipe, "OpenCLIP", others)
-    bias = bundle.model.logit_bias
-    configuration = {
+    require_plain(bundle.recipe, "OpenCLIP", others)
+    (folder / CONFIGURATION).write_text(json.dumps(_configuration(bundle), indent=2) + "\n", encoding="utf-8")
+    (folder / WEIGHTS[0]).write_bytes(to_safetensors(bundle.model.state_dict(), metadata={"format": "pt"}))
+    bundle.tokenizer.save(folder)
+
+
+def open_clip_embeddings(folder: Path, some: Sample, tokens: Tensor | None = None) -> Embeddings | None:
+    """What OpenCLIP itself gives with such a folder; None where it is not installed.
+
+    tokens: [captions, context length], instead of what the folder's tokenizer makes of the captions.
+    """
+    try:
+        import open_clip
+    except (ImportError, RuntimeError):  # the latter where its torchvision is of another torch
+        return None
+    name = f"local-dir:{folder}"
+    model, preprocess = open_clip.create_model_from_pretrained(name)
+    if tokens is None:
+        tokens = open_clip.get_tokenizer(name)(list(some.captions))
+    pixels = torch.stack([preprocess(Image.fromarray(one.numpy())) for one in some.pixels])
+    with torch.inference_mode():
+        vectors = model.eval().encode_image(pixels), model.encode_text(tokens)
+    return Embeddings(*(F.normalize(one.float(), dim=-1) for one in vectors))
+
+
+def named(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of `CustomTextCLIP`, whichever of the two layouts they come in."""
+    if "token_embedding.weight" not in state:
+        return state
+    apart = ("visual.", "logit_")
+    return {key if key.startswith(apart) else f"text.{key}": tensor for key, tensor in state.items()}
+
+
+def _configuration(bundle: Bundle) -> dict[str, Any]:
+    recipe, tokenizer, bias = bundle.recipe, bundle.tokenizer, bundle.model.logit_bias
+    image, text = recipe.image_tower, recipe.text_tower
+    return {
         "model_cfg": {
             "embed_dim": recipe.model.embedding_width,
             "custom_text": True,  # the weights' names
@@ -143,36 +176,6 @@ def write_open_clip(bundle: Bundle, folder: Path) -> None:
         },
         OURS: {"mend": tokenizer.mend},
     }
-    (folder / CONFIGURATION).write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
-    (folder / WEIGHTS[0]).write_bytes(to_safetensors(bundle.model.state_dict(), metadata={"format": "pt"}))
-    tokenizer.save(folder)
-
-
-def open_clip_embeddings(folder: Path, some: Sample, tokens: Tensor | None = None) -> Embeddings | None:
-    """What OpenCLIP itself gives with such a folder; None where it is not installed.
-
-    tokens: [captions, context length], instead of what the folder's tokenizer makes of the captions.
-    """
-    try:
-        import open_clip
-    except (ImportError, RuntimeError):  # the latter where its torchvision is of another torch
-        return None
-    name = f"local-dir:{folder}"
-    model, preprocess = open_clip.create_model_from_pretrained(name)
-    if tokens is None:
-        tokens = open_clip.get_tokenizer(name)(list(some.captions))
-    pixels = torch.stack([preprocess(Image.fromarray(one.numpy())) for one in some.pixels])
-    with torch.inference_mode():
-        vectors = model.eval().encode_image(pixels), model.encode_text(tokens)
-    return Embeddings(*(F.normalize(one.float(), dim=-1) for one in vectors))
-
-
-def named(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names of `CustomTextCLIP`, whichever of the two layouts they come in."""
-    if "token_embedding.weight" not in state:
-        return state
-    apart = ("visual.", "logit_")
-    return {key if key.startswith(apart) else f"text.{key}": tensor for key, tensor in state.items()}
 
 
 def _tokenizer(places: list[Path], path: Path, openais: bool) -> Any:

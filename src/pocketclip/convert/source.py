@@ -142,12 +142,9 @@ def _recipe(source: Source, state: dict[str, Tensor], name: str) -> Recipe:
     values = _told_by_names(state)
     image, text = values["image_tower"], values["text_tower"]
     if image.get("stages"):
-        positions, embedding_width = (
-            state["visual.attnpool.positional_embedding"],
-            len(state["visual.attnpool.c_proj.bias"]),
-        )
-        image |= {"width": len(state["visual.conv3.weight"])}
-        pooled_width = positions.shape[1]
+        positions = state["visual.attnpool.positional_embedding"]
+        embedding_width, pooled_width = state["visual.attnpool.c_proj.weight"].shape
+        image["width"] = len(state["visual.conv3.weight"])
     else:
         positions, embedding_width = state["visual.positional_embedding"], state["visual.proj"].shape[1]
         pooled_width, _, image["patch_size"], _ = state["visual.conv1.weight"].shape
