@@ -28,7 +28,7 @@ from pocketclip.train.start import interpolate, lock, start_from
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a batch: pixels, or features, on the CPU; token ids and end positions on the device."""
+    """Some rows of a batch: pixels, or features, and end positions on the CPU; token ids on the device."""
 
     pixels: Tensor
     tokens: Tensor
@@ -81,7 +81,7 @@ class Learner:
         device = self.device.device
         if device.type == "cuda":  # elsewhere torch has none: a batch norm there sees its rank's part of the batch
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(towers, device_ids=[device] if device.type == "cuda" else None)
+        return DistributedDataParallel(towers)  # without `device_ids`: it would move the captions' ends to the GPU
 
     def step(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """One optimisation step; returns the loss and the gradient's length before clipping, still on the device.
@@ -107,7 +107,7 @@ class Learner:
         def loss_of(images: Tensor, texts: Tensor) -> Tensor:
             return self._loss(images, texts, captions) * self.ranks.count  # as the gradients are averaged
 
-        parts = self._parts(batch.pixels, tokens, ends)
+        parts = self._parts(batch.pixels, tokens, batch.ends)
         not_last = self.towers.no_sync if isinstance(self.towers, DistributedDataParallel) else nullcontext
         loss = cached_backward(parts, self._embed, loss_of, self.model, not_last)
         for parameter in (self.model.logit_scale, self.model.logit_bias):  # of no tower
