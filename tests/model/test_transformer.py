@@ -106,11 +106,11 @@ def test_a_gpus_way_gives_the_same_embeddings_and_gradients(
 ) -> None:
     """What a GPU does, forced onto the CPU: padded to a good length, packed where that pays."""
     torch.manual_seed(0)
-    tower = CLIP(small_recipe(folder, text_tower={"layers": 3, "context_length": 20})).text
+    model = CLIP(small_recipe(folder, text_tower={"layers": 3, "context_length": 20}))
     ends = torch.tensor(LENGTHS[lengths]) - 1
     tokens = torch.randint(2, 300, (6, 15))
     monkeypatch.setattr(transformer, "packed_rows", lambda *_: None)
-    expected = tower(tokens, ends)
+    expected = model.encode_texts(tokens, ends)
     packed = []
 
     def as_on_a_gpu(ends: torch.Tensor, tokens: int, _: torch.device) -> int | None:
@@ -118,12 +118,13 @@ def test_a_gpus_way_gives_the_same_embeddings_and_gradients(
         return packed[-1]
 
     monkeypatch.setattr(transformer, "packed_rows", as_on_a_gpu)
-    found = tower(rounded(tokens, 20), ends)
+    found = model.encode_texts(rounded(tokens, 20), ends)
     assert packed == [6 * 6 if lengths == "mixed" else None]  # 34 tokens, a whole number each
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     weights = torch.randn_like(found)
     for one, other in zip(
-        *(torch.autograd.grad((x * weights).sum(), list(tower.parameters())) for x in (found, expected)), strict=True
+        *(torch.autograd.grad((x * weights).sum(), list(model.text.parameters())) for x in (found, expected)),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

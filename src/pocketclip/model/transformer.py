@@ -128,16 +128,18 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Perceptron(width, mlp_width, quick_gelu)
 
-    def forward(self, x: Tensor, layout: Layout, causal: bool) -> Tensor:
-        """[rows, width] -> the same shape."""
-        x = x + self.attn(self.ln_1(x), layout, causal)
-        mixed: Tensor = x + self.mlp(self.ln_2(x))
-        return mixed
+    def forward(
+        self, x: Tensor, layout: Layout, causal: bool, rows: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """[rows, width] -> the same shape; or, at one row of each sequence alone, [batch, width].
 
-    def read(self, x: Tensor, rows: Tensor, layout: Layout, seen: Tensor | None) -> Tensor:
-        """What `forward` gives at one row of each sequence: [rows, width], [batch] row numbers -> [batch, width]."""
+        rows: [batch], the numbers of those rows. seen: [batch, 1, 1, tokens], what they may look at.
+        """
         normed = self.ln_1(x)
-        here = x[rows] + self.attn.read(normed, normed[rows], layout, seen)
+        if rows is None:
+            here = x + self.attn(normed, layout, causal)
+        else:
+            here = x[rows] + self.attn.read(normed, normed[rows], layout, seen)
         mixed: Tensor = here + self.mlp(self.ln_2(here))
         return mixed
 
@@ -145,8 +147,9 @@ class Block(nn.Module):
 def packed_rows(ends: Tensor, tokens: int, device: torch.device) -> int | None:
     """How many tokens of sequences [batch, tokens] that end at `ends` are computed on a device; None: all.
 
-    Their own, and a few more: numbers of rows should repeat. On a GPU nothing is packed where little would be saved, nor
-    where the ends lie there, as a look at them would stop its queue. A graph for other programs has no place for it.
+    Their own, and a few more: numbers of rows should repeat. On a GPU nothing is packed where little would be saved,
+    nor where the ends lie there, as a look at them would stop its queue; nor in a graph for other programs, whose
+    number of rows cannot depend on the captions.
     """
     if ends.device.type != "cpu" or torch.compiler.is_exporting():
         return None
@@ -215,7 +218,7 @@ class Transformer(nn.Module):
         *blocks, last = self.resblocks
         for block in blocks:
             x = self._through(block, x, layout, seen is not None)
-        result: Tensor = last.read(x, rows, layout, seen)  # type: ignore[operator]
+        result: Tensor = last(x, layout, seen is not None, rows, seen)
         return result
 
     def _through(self, block: nn.Module, x: Tensor, layout: Layout, causal: bool) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pocketclip.data.batches import Batch
 from pocketclip.data.images import normalise
-from pocketclip.device import Device
+from pocketclip.device import Device, require_compiler
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.train.average import AveragedModel
@@ -63,6 +63,9 @@ class Learner:
         self.recipe, self.device, self.steps, self.ranks = recipe, device, steps, ranks
         self.model = CLIP(recipe).to(device.device).train()
         self.model.recompute_blocks(recipe.train.recompute)
+        if recipe.train.compile:
+            require_compiler(device.device)
+            self.model.compile_blocks()
         self.start: dict[str, Tensor] | None = None  # the weights before training, where they are needed again
         if recipe.train.start_from:
             start_from(self.model, Path(recipe.train.start_from))

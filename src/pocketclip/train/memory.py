@@ -52,7 +52,7 @@ def _too_large(recipe: Recipe, chunk: int, budget: Budget, free: float) -> str:
 
 
 def computed_tokens(batch: Batch, device: Device) -> float:
-    """Tokens a caption that the text tower computes: its own and some padding, or all up to the longest of its batch."""
+    """Tokens a caption that the text tower computes: its own and some padding, or up to the longest of its batch."""
     length = batch.tokens.shape[1]
     rows = packed_rows(batch.ends, length, device.device)
     return length if rows is None else rows / len(batch.ends)
