@@ -83,7 +83,7 @@ def draw_pairs(recipe: Recipe, folder: Path) -> list[Pairs]:
         texts = tokenizer([split.captions(int(row))[0] for row in rows])
         ends = texts.argmax(dim=1)  # the end token has the highest id
         pixels = torch.from_numpy(random.integers(0, 256, size=(pairs, size, size, 3), dtype=np.uint8))
-        ours = Batch((0, number), pixels, texts[:, : int(ends.max()) + 1], ends, Counter())
+        ours = Batch((0, number), pixels, texts[:, : int(ends.max()) + 1], ends, torch.from_numpy(rows), Counter())
         found.append(Pairs(ours, normalise(pixels, recipe.image), texts))
     return found
 

@@ -9,6 +9,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,12 +50,16 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "step", step_and_stop)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "float32"}, {"precision": "bfloat16"}, {"loss": "global", "label_smoothing": 0.0}],
+    ids=["float32", "bfloat16", "global loss"],
+)
 @pytest.mark.parametrize("stop", [0, 4])
 def test_ten_steps_are_five_and_a_stop_and_five(
-    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, precision: str, stop: int
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], stop: int
 ) -> None:
-    recipe = small_recipe(folder, train={"precision": precision})
+    recipe = small_recipe(folder, train=settings)
     train(recipe, tmp_path / "whole", console)
     with monkeypatch.context() as patch:
         stop_after(stop, patch)

@@ -18,7 +18,7 @@ def a_batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(2, 300, (8, 6), generator=generator)
-    return Batch((0, 0), pixels, tokens, torch.full((8,), 5), Counter())
+    return Batch((0, 0), pixels, tokens, torch.full((8,), 5), torch.arange(8), Counter())
 
 
 def test_each_parameter_is_in_exactly_one_group(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from conftest import small_recipe
 from pocketclip.device import choose_device
+from pocketclip.train.global_loss import RememberedNegatives, global_loss
 from pocketclip.train.learner import Learner
 from pocketclip.train.losses import sigmoid_loss, softmax_loss
 from pocketclip.train.ranks import Ranks
@@ -19,7 +20,8 @@ from train.test_optimizer import a_batch
 
 PAIRS, WIDTH = 11, 6
 CAPTIONS = {"different": list(range(PAIRS)), "repeated": [1, 2, 1, 4, 2, 6, 1, 8, 8, 9, 10]}
-LOSSES = ("softmax", "smoothed", "sigmoid")
+LOSSES = ("softmax", "smoothed", "sigmoid", "global")
+ROWS = 20  # of the data set, of which the batch is a part
 
 
 def inputs() -> list[Tensor]:
@@ -32,10 +34,16 @@ def loss_and_gradients(loss: str, captions: Tensor, rows: slice, ranks: Ranks) -
     images, texts, scale, bias = (one.requires_grad_() for one in inputs())
     if loss == "sigmoid":
         value = sigmoid_loss(images[rows], texts[rows], scale, bias, captions[rows], ranks)
+    elif loss == "global":
+        remembered = RememberedNegatives(ROWS, torch.device("cpu"))
+        remembered.means = torch.linspace(-2, 0, 2 * ROWS, dtype=torch.float64).view(2, ROWS)
+        places = torch.arange(3, 3 + PAIRS)[rows]
+        value = global_loss(images[rows], texts[rows], scale, captions[rows], places, remembered, 0.3, ranks)
     else:
         value = softmax_loss(images[rows], texts[rows], scale, captions[rows], 0.2 * (loss == "smoothed"), ranks)
     gradients = torch.autograd.grad(value, [images, texts, scale, bias], materialize_grads=True)
-    return [value.detach(), *gradients]
+    found = [value.detach(), *gradients]
+    return [*found, remembered.means / ranks.count] if loss == "global" else found
 
 
 def a_rank(rank: int, count: int, port: int, folder: str) -> None:
@@ -67,13 +75,13 @@ def test_the_losses_of_ranks_add_up_to_the_whole_batchs(count: int, tmp_path: Pa
 
 def a_learner(folder: Path, ranks: Ranks) -> Learner:
     recipe = small_recipe(folder, image_tower={"stem_channels": [], "layers": 2}, train={"chunk_size": 3})
-    return Learner(recipe, choose_device("cpu", "float32"), 10, ranks)
+    return Learner(recipe, choose_device("cpu", "float32"), 10, ROWS, ranks)
 
 
 def gradients_of_a_batch(learner: Learner, rows: slice) -> list[Tensor]:
     batch = a_batch()
     part = replace(batch, pixels=batch.pixels[rows], tokens=batch.tokens[rows], ends=batch.ends[rows])
-    loss = learner.backward(part)
+    loss = learner.backward(part, 5)
     return [loss, *(parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None)]
 
 

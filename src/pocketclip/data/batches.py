@@ -41,6 +41,7 @@ class Batch:
 
     pixels: uint8 [pairs, size, size, 3]; or, where a locked tower has done its work, float32 [pairs, embedding width].
     tokens: int64 [pairs * captions, longest], the captions of one image after each other. ends: int64, of each of them.
+    rows: int64 [pairs], which of the split's.
     dropped: reason -> rows left out; nothing takes their place, the batch is smaller.
     """
 
@@ -48,12 +49,17 @@ class Batch:
     pixels: Tensor
     tokens: Tensor
     ends: Tensor
+    rows: Tensor
     dropped: Counter[str]
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory, from which a GPU copies in the background; torch's loader calls it."""
         return replace(
-            self, pixels=self.pixels.pin_memory(), tokens=self.tokens.pin_memory(), ends=self.ends.pin_memory()
+            self,
+            pixels=self.pixels.pin_memory(),
+            tokens=self.tokens.pin_memory(),
+            ends=self.ends.pin_memory(),
+            rows=self.rows.pin_memory(),
         )
 
 
@@ -113,7 +119,7 @@ class TrainingBatches(Dataset[Batch]):
         else:
             self.split.announce(row for row in rows if row not in (self._cache or ()))
             pixels = empty_pixels(len(rows), self.image.size, self.image.size, 3)
-        room, captions, pairs = pixels.numpy(), list[str](), 0
+        room, captions, used = pixels.numpy(), list[str](), list[int]()
         dropped: Counter[str] = Counter()
         for place, row in enumerate(rows, start=first):
             random = chance.of(place)
@@ -123,11 +129,12 @@ class TrainingBatches(Dataset[Batch]):
             elif not choices:
                 dropped["empty caption"] += 1
             else:
-                room[pairs] = found
-                pairs += 1
+                room[len(used)] = found
+                used.append(row)
                 captions += self._drawn(choices, random)
         tokens, ends = self.encode(captions)
-        return Batch(position, pixels[:pairs], torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
+        texts = (torch.from_numpy(tokens), torch.from_numpy(ends))
+        return Batch(position, pixels[: len(used)], *texts, torch.tensor(used, dtype=torch.long), dropped)
 
     def _drawn(self, captions: list[str], random: np.random.Generator) -> list[str]:
         """Some of a row's captions, as different ones as it has, now and then with an unknown word."""

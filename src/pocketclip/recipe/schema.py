@@ -229,8 +229,15 @@ class TrainSettings(Settings):
     beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="AdamW's decay of the variance")
     epsilon: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's epsilon")
     clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients longer than this are shortened to it")
-    loss: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="CLIP's, each pair against the whole batch, or SigLIP's, each pair for itself"
+    loss: Literal["softmax", "sigmoid", "global"] = Field(
+        "softmax",
+        description="CLIP's, each pair against the whole batch; SigLIP's, each pair for itself; or SogCLR's, each pair "
+        "against the whole data set, for small batches",
+    )
+    renewed_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2,
+        description="`global` only: how much a row's new negatives count beside those it remembers; 1 at first, this "
+        "from the middle of the run on",
     )
     label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch; softmax only")
     optimizer: Literal["adamw", "muon"] = Field(
@@ -295,6 +302,15 @@ class Recipe(Settings):
                 f"image.crop = {self.image.crop} cuts from whole images, of which data.cache = true keeps the middle "
                 f"squares; set data.cache = false or image.crop = 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Self:
+        loss, smoothing, each = self.train.loss, self.train.label_smoothing, self.caption.per_image
+        if loss == "global" and each > 1:
+            raise ValueError(f'train.loss = "global" remembers one caption a row, caption.per_image = {each}')
+        if loss != "softmax" and smoothing:
+            raise ValueError(f'train.label_smoothing = {smoothing} is of train.loss = "softmax", not of "{loss}"')
         return self
 
     @property

@@ -56,7 +56,7 @@ class Imagined:
         pixels = torch.randint(0, 256, (pairs, size, size, 3), dtype=torch.uint8, generator=generator)
         length = min(self.caption_tokens, recipe.text_tower.context_length)
         tokens = torch.randint(recipe.tokenizer.vocabulary_size, (pairs, length), generator=generator)
-        return Batch((0, 0), pixels, tokens, torch.full((pairs,), length - 1), Counter())
+        return Batch((0, 0), pixels, tokens, torch.full((pairs,), length - 1), torch.arange(pairs), Counter())
 
 
 def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
@@ -76,7 +76,7 @@ def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
     tokens = float(np.mean([computed_tokens(batch, device) for batch in some]))
     fitted, budget = fit_to_memory(recipe, tokens, device)
     steps = steps_per_epoch * recipe.train.epochs
-    learner = Learner(fitted, device, max(1, steps))
+    learner = Learner(fitted, device, max(1, steps), rows)
     batches = _repeated(some) if imagined else _some_batches(learner, data)
     seconds_per_pair, memory = _time_steps(learner, batches)
     seconds = steps * recipe.train.batch_size * seconds_per_pair

@@ -18,11 +18,12 @@ from pocketclip.device import Device
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.train.average import AveragedModel
+from pocketclip.train.global_loss import RememberedNegatives, global_loss
 from pocketclip.train.grad_cache import Embeddings, cached_backward
 from pocketclip.train.losses import ALONE, caption_numbers, sigmoid_loss, softmax_loss
 from pocketclip.train.optimizer import Optimizer
 from pocketclip.train.ranks import Ranks
-from pocketclip.train.schedule import learning_rate
+from pocketclip.train.schedule import learning_rate, renewed_share
 from pocketclip.train.start import interpolate, lock, start_from
 
 
@@ -55,10 +56,11 @@ class Towers(nn.Module):
 class Learner:
     """A model with its optimizer on a device.
 
-    ranks: the processes that each hold a part of the batch, and all the same model.
+    steps, rows: of the run and of the data set. ranks: the processes that each hold a part of the batch, and all the
+    same model.
     """
 
-    def __init__(self, recipe: Recipe, device: Device, steps: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, recipe: Recipe, device: Device, steps: int, rows: int = 0, ranks: Ranks = ALONE) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.steps, self.ranks = recipe, device, steps, ranks
         self.model = CLIP(recipe).to(device.device).train()
@@ -72,6 +74,7 @@ class Learner:
         self.towers = self._towers()
         self.optimizer = Optimizer(self.model, recipe.train)
         self.average = AveragedModel(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.remembered = RememberedNegatives(rows, device.device) if recipe.train.loss == "global" else None
 
     def _towers(self) -> nn.Module:
         """Both towers in one forward pass, whose gradients are averaged over the ranks as they come."""
@@ -91,7 +94,7 @@ class Learner:
         """
         seeds = np.random.SeedSequence([self.recipe.seed, number, self.ranks.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        loss = self.backward(batch)
+        loss = self.backward(batch, number)
         length = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
         self.optimizer.step(learning_rate(number, self.steps, self.recipe.train))
         self.model.clamp_scale()
@@ -99,13 +102,14 @@ class Learner:
             self.average.update(self.model, number)
         return loss, length.detach()
 
-    def backward(self, batch: Batch) -> Tensor:
+    def backward(self, batch: Batch, number: int = 0) -> Tensor:
         """Give every parameter its gradient, that of the batch of all ranks; returns the loss of that."""
-        tokens, ends = (one.to(self.device.device, non_blocking=True) for one in (batch.tokens, batch.ends))
+        there = (batch.tokens, batch.ends, batch.rows)
+        tokens, ends, rows = (one.to(self.device.device, non_blocking=True) for one in there)
         captions = caption_numbers(tokens, ends)
 
         def loss_of(images: Tensor, texts: Tensor) -> Tensor:
-            return self._loss(images, texts, captions) * self.ranks.count  # as the gradients are averaged
+            return self._loss(images, texts, captions, rows, number) * self.ranks.count  # as the gradients are averaged
 
         parts = self._parts(batch.pixels, tokens, ends)
         not_last = self.towers.no_sync if isinstance(self.towers, DistributedDataParallel) else nullcontext
@@ -132,8 +136,12 @@ class Learner:
             found: Embeddings = self.towers(images, part.tokens, part.ends)
         return found
 
-    def _loss(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
+    def _loss(self, images: Tensor, texts: Tensor, captions: Tensor, rows: Tensor, number: int) -> Tensor:
         """The share of this rank in the loss; with several captions an image, the mean over its first, second, ..."""
+        if self.remembered is not None:
+            share = renewed_share(number, self.steps, self.recipe.train)
+            scale = self.model.scale()
+            return global_loss(images, texts, scale, captions, rows, self.remembered, share, self.ranks)
         each = self.recipe.caption.per_image
         by_place = zip(texts.view(-1, each, texts.shape[1]).unbind(1), captions.view(-1, each).unbind(1), strict=True)
         return torch.stack([self._loss_of_pairs(images, some, numbers) for some, numbers in by_place]).mean()
@@ -161,6 +169,8 @@ class Learner:
         }
         if self.average:
             state["average"] = self.average.state()
+        if self.remembered is not None:
+            state["remembered"] = self.remembered.means
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -169,3 +179,5 @@ class Learner:
         self.optimizer.restore(state["optimizer"])
         if self.average:
             self.average.restore(state["average"])
+        if self.remembered is not None:
+            self.remembered.means.copy_(state["remembered"])
