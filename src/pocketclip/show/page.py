@@ -97,10 +97,11 @@ def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:
 def _sentence(run: FinishedRun) -> str:
     recipe, training = run.recipe, run.training
     size = "" if run.parameters is None else f" of {_counted(run.parameters)} parameters"
-    epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
+    count, unit = (recipe.train.steps, "step") if recipe.train.steps else (recipe.train.epochs, "epoch")
+    start = f"fine-tuned from {recipe.train.start_from}" if recipe.train.start_from else "trained from scratch"
     return (
-        f"A CLIP{size}, trained from scratch on {training['pairs']:,} image-caption pairs seen ({epochs} of split "
-        f"“{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
+        f"A CLIP{size}, {start} on {training['pairs']:,} image-caption pairs seen ({count:,} {unit}{'s' * (count > 1)} "
+        f"of split “{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
         f"{run.environment.get('device', 'an unknown device')}."
     )
 

@@ -86,7 +86,7 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
             console.print(
                 f"a whole batch does not fit the memory: {fitted.train.chunk_size} pairs are embedded at once"
             )
-        learner = Learner(fitted, device, batches.steps_per_epoch * recipe.train.epochs, ranks)
+        learner = Learner(fitted, device, recipe.train.steps_of_run(batches.steps_per_epoch), ranks)
         run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
         run.resume()
         run.go()
