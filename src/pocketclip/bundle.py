@@ -119,6 +119,11 @@ def load(folder: Path | str, device: str = "auto") -> Bundle:
     return Bundle(model.to(chosen.device).eval(), recipe, tokenizer, description, chosen)
 
 
+def seal_of(folder: Path) -> str:
+    """What tells a bundle from every other: the SHA-256 over all of it. Raises BundleError where it is damaged."""
+    return str(_checked_description(folder)["seal"])
+
+
 def _checked_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:

@@ -265,6 +265,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model: zero-shot accuracy and retrieval on the splits that its recipe names."""
     from pocketclip.bundle import load
+    from pocketclip.evaluate.before import compare_with_start
     from pocketclip.evaluate.splits import evaluate_splits
     from pocketclip.recipe.toml import override
 
@@ -274,6 +275,7 @@ def evaluate(
         raise RecipeError(
             f"{bundle}: its recipe names no split to evaluate on; add, for example, 'evaluate.splits=[\"test\"]'"
         )
+    loaded.recipe = settings
     folder = output or bundle.resolve().parent / "evaluation"
     for result in evaluate_splits(
         loaded, Path(settings.data.folder), settings.evaluate.splits, folder, console, str(bundle)
@@ -285,6 +287,8 @@ def evaluate(
         )
         if result.dropped:
             console.print(f"{result.benchmark}: dropped {result.dropped}", highlight=False)
+    if settings.train.start_from:
+        compare_with_start(loaded, folder, console)
 
 
 @app.command()

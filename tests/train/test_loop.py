@@ -70,6 +70,33 @@ def test_ten_steps_are_five_and_a_stop_and_five(
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.parametrize("steps", [2, 7])
+def test_a_run_of_steps_ends_inside_an_epoch_and_stops_and_goes_on(
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    recipe = small_recipe(folder, train={"steps": steps}, data={"workers": 1})
+    assert check(recipe).steps == steps
+    train(recipe, tmp_path / "whole", console)
+    last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["epoch"], last["pairs"]) == (steps, steps / 3, 15 * steps)
+    assert last["learning_rate"] < 0.1 * recipe.train.learning_rate or steps == 2, "the cosine ends where the run does"
+    alone = small_recipe(folder, train={"steps": steps, "epochs": 50})
+    with monkeypatch.context() as patch:
+        stop_after(steps - 2, patch)
+        with pytest.raises(Stopped, match=f"stopped after step {steps - 1} of {steps}"):
+            train(alone, tmp_path / "stopped", console)
+    train(alone, tmp_path / "stopped", console)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_steps_are_as_good_as_their_epochs(folder: Path, tmp_path: Path, console: Console) -> None:
+    train(small_recipe(folder, train={"steps": 6}), tmp_path / "steps", console)
+    train(small_recipe(folder, train={"epochs": 2}), tmp_path / "epochs", console)
+    assert_same_weights(tmp_path / "steps", tmp_path / "epochs")
+    with pytest.raises(TrainingError, match=r"another recipe \(train\.steps differ\)"):
+        train(small_recipe(folder, train={"steps": 7}), tmp_path / "steps", console)
+
+
 def test_the_loss_falls_and_the_log_says_so(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]

@@ -49,11 +49,11 @@ def assert_close(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("count", "length"), [(2, {"epochs": 2}), (4, {"steps": 5})])
 def test_ranks_train_the_model_that_one_process_trains(
-    count: int, folder: Path, tmp_path: Path, console: Console
+    count: int, length: dict[str, int], folder: Path, tmp_path: Path, console: Console
 ) -> None:
-    recipe = recipe_of(folder, epochs=2, chunk_size=2)
+    recipe = recipe_of(folder, chunk_size=2, **length)
     file = tmp_path / "recipe.toml"
     file.write_text(to_toml(recipe))
     train(recipe, tmp_path / "alone", console)

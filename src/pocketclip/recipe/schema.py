@@ -219,6 +219,9 @@ class TrainSettings(Settings):
     )
     batch_size: Annotated[int, Field(ge=2, lt=TOO_LARGE)] = Field(128, description="pairs a step")
     epochs: Positive = Field(32, description="passes over the training rows")
+    steps: Natural = Field(
+        0, description="the run has so many steps, a part of an epoch or several, whatever `epochs` says; 0: by epochs"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak, reached after the warm-up")
     final_learning_rate: Share = Field(0.0, description="where the cosine ends, as a share of the peak")
     warmup: Share = Field(0.05, description="share of the run in which the rate rises to its peak")
@@ -265,6 +268,10 @@ class TrainSettings(Settings):
         "auto", description="`auto`: CUDA, then Apple's GPU, then CPU"
     )
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="minutes between checkpoints")
+
+    def steps_of_run(self, steps_per_epoch: int) -> int:
+        """How many steps the whole run has, where an epoch has so many."""
+        return self.steps or steps_per_epoch * self.epochs
 
 
 class EvaluateSettings(Settings):

@@ -11,6 +11,7 @@ from typing import Any
 from pocketclip.evaluate.results import Result
 from pocketclip.show.plots import percent
 from pocketclip.show.run import FinishedRun
+from pocketclip.show.tuning import changes_section
 
 # The policy forbids scripts and every other host, whatever the data may say.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -78,6 +79,7 @@ def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:
 <p>{escape(_sentence(run))}</p>
 {_results(run.results)}
 {_dropped(run.results)}
+{changes_section(run.changes)}
 <h2>Training facts</h2>
 {_facts(_training(run))}
 <h2>Figures</h2>
@@ -97,10 +99,11 @@ def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:
 def _sentence(run: FinishedRun) -> str:
     recipe, training = run.recipe, run.training
     size = "" if run.parameters is None else f" of {_counted(run.parameters)} parameters"
-    epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
+    count, unit = (recipe.train.steps, "step") if recipe.train.steps else (recipe.train.epochs, "epoch")
+    start = f"fine-tuned from {recipe.train.start_from}" if recipe.train.start_from else "trained from scratch"
     return (
-        f"A CLIP{size}, trained from scratch on {training['pairs']:,} image-caption pairs seen ({epochs} of split "
-        f"“{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
+        f"A CLIP{size}, {start} on {training['pairs']:,} image-caption pairs seen ({count:,} {unit}{'s' * (count > 1)} "
+        f"of split “{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
         f"{run.environment.get('device', 'an unknown device')}."
     )
 
@@ -187,8 +190,8 @@ def _commands(run: FinishedRun) -> str:
         lines = [f"pocketclip pack openmoji {data} --size {run.manifest.get('image_size', 72)}{cut}"]
     runs = shlex.quote(str(run.folder.parent))
     elsewhere = "" if runs == "runs" else f" --runs {runs}"
+    lines += [] if run.recipe.train.start_from else ["pocketclip tokenizer recipe.toml"]
     lines += [
-        "pocketclip tokenizer recipe.toml",
         f"pocketclip train recipe.toml{elsewhere}",
         f"pocketclip evaluate {folder}/bundle",
         f"pocketclip report {folder}",

@@ -16,6 +16,7 @@ from pocketclip.show import plots
 from pocketclip.show.examples import best_and_worst, ranking, spread_images
 from pocketclip.show.page import Picture, page
 from pocketclip.show.run import EvaluatedSplit, FinishedRun
+from pocketclip.show.tuning import changes_table, draw_changes
 
 MATRIX_IMAGES = 10
 RANKED_IMAGES = 5
@@ -46,6 +47,7 @@ def _pictures(run: FinishedRun) -> Iterator[Picture]:
     splits = run.test_splits()
     yield _training(run)
     yield _accuracy(run)
+    yield from _changes(run)
     for split in splits:
         yield from _groups(split)
     yield _recall(run)
@@ -103,6 +105,18 @@ def _accuracy(run: FinishedRun) -> Picture:
         "How often a right caption is the model's first choice, or among its first five, out of all captions of the "
         f"data set; split “{run.recipe.data.split}” was trained on, and the black marks are blind guessing.",
     )
+
+
+def _changes(run: FinishedRun) -> Iterator[Picture]:
+    """One picture, or none of a run from scratch."""
+    table = changes_table(run.changes)
+    if table:
+        yield _Drawing(table, partial(draw_changes, table)).picture(
+            "before-and-after",
+            "Accuracy before and after",
+            "How often the right caption came first with the bundle that training started from, and with what it has "
+            "become; of a difference two standard errors are given.",
+        )
 
 
 def _groups(split: EvaluatedSplit) -> Iterator[Picture]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from pocketclip.data.images import BadImage, Pixels, open_image, to_square
 from pocketclip.data.shards import Split, read_manifest
 from pocketclip.errors import DataError
+from pocketclip.evaluate.changes import Change, read_changes
 from pocketclip.evaluate.results import Result, read_lines, read_results
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_resolved
@@ -105,6 +106,11 @@ class FinishedRun:
                 return sum(int(prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """What training changed on each split, where it started from a bundle that was evaluated too."""
+        return read_changes(self.folder / "evaluation") if self.recipe.train.start_from else []
 
     def test_splits(self) -> list[EvaluatedSplit]:
         """The evaluated splits that were not trained on; all of them if there are no others."""

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pocketclip.bundle import save_bundle
+from pocketclip.bundle import save_bundle, seal_of
 from pocketclip.data.batches import Batch, TrainingBatches, load_batches
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device
@@ -86,11 +86,11 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
             console.print(
                 f"a whole batch does not fit the memory: {fitted.train.chunk_size} pairs are embedded at once"
             )
-        learner = Learner(fitted, device, batches.steps_per_epoch * recipe.train.epochs, len(split), ranks)
+        learner = Learner(fitted, device, recipe.train.steps_of_run(batches.steps_per_epoch), len(split), ranks)
         run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
         run.resume()
         run.go()
-        summary = {"steps": run.learner.steps, **vars(run.tally)}
+        summary = {"steps": run.learner.steps, **vars(run.tally), **run.origin}
         ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
     return bundle
 
@@ -119,7 +119,9 @@ class Run:
         self.recipe, self.folder, self.console = recipe, folder, console
         self.learner, self.batches, self.ranks = learner, batches, learner.ranks
         self.start, self.tally, self.here = 0, Tally(dropped=dict(batches.split.dropped)), Counted()
+        self.origin = {"start": seal_of(Path(start))} if (start := recipe.train.start_from) else {}
         self.data = {"rows": len(batches.split), "data": batches.split.fingerprint(), "tokenizer": vocabulary}
+        self.data |= self.origin
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
@@ -128,8 +130,9 @@ class Run:
             return
         changed = [what for what, value in self.data.items() if checkpoint.description.get(what) != value]
         if changed:
+            where = self.recipe.train.start_from if changed == ["start"] else self.recipe.data.folder
             raise CheckpointError(
-                f"{self.folder}: was training on other files than {self.recipe.data.folder} now holds ({changed[0]} "
+                f"{self.folder}: was training on other files than {where} now holds ({changed[0]} "
                 f"changed); restore them, or delete {self.folder} to start anew"
             )
         self.learner.restore(checkpoint.tensors)
