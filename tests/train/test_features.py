@@ -49,9 +49,9 @@ def test_training_with_and_without_them_has_the_same_loss_curve(
 ) -> None:
     decoded, original = Counter(), TrainingBatches._pixels
 
-    def counted(self: TrainingBatches, row: int, random: np.random.Generator | None) -> object:
+    def counted(self: TrainingBatches, row: int, *how: object) -> object:
         decoded[bool(self.features)] += 1
-        return original(self, row, random)
+        return original(self, row, *how)
 
     monkeypatch.setattr(TrainingBatches, "_pixels", counted)
     runs = {}

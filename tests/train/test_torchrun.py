@@ -22,10 +22,10 @@ from pocketclip.train.loop import train
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
-def recipe_of(folder: Path, **changes: object) -> Recipe:
+def recipe_of(folder: Path, growth: object = (), **changes: object) -> Recipe:
     """No batch norm, whose statistics would be those of a rank's part; 45 rows in batches of 14: 7 each, or 3 and 4."""
     tower: dict[str, object] = {"stem_channels": [], "pool": "class"}
-    return small_recipe(folder, image_tower=tower, train={"batch_size": 14, **changes})
+    return small_recipe(folder, image={"growth": growth}, image_tower=tower, train={"batch_size": 14, **changes})
 
 
 def start(count: int, file: Path, runs: Path) -> subprocess.Popen[str]:
@@ -49,11 +49,11 @@ def assert_close(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize(("count", "length"), [(2, {"epochs": 2}), (4, {"steps": 5})])
+@pytest.mark.parametrize(("count", "growth", "length"), [(2, [], {"epochs": 2}), (4, [[16, 0.5]], {"steps": 5})])
 def test_ranks_train_the_model_that_one_process_trains(
-    count: int, length: dict[str, int], folder: Path, tmp_path: Path, console: Console
+    count: int, growth: list[list[float]], length: dict[str, int], folder: Path, tmp_path: Path, console: Console
 ) -> None:
-    recipe = recipe_of(folder, chunk_size=2, **length)
+    recipe = recipe_of(folder, growth, chunk_size=2, **length)
     file = tmp_path / "recipe.toml"
     file.write_text(to_toml(recipe))
     train(recipe, tmp_path / "alone", console)

@@ -1,8 +1,8 @@
 """Shuffled training batches whose position is two numbers, (epoch, step).
 
-Everything random about a batch follows from the seed and its position: which rows (a true shuffle of the whole split),
-which of a row's captions, which augmentation. A run can therefore stop anywhere and go on with the same batches, with
-any number of workers, and of ranks, each of which makes its part of every batch.
+Everything about a batch follows from the seed and its position: which rows (a true shuffle of the whole split), which
+of a row's captions, which augmentation, how large its images are. A run can therefore stop anywhere and go on with the
+same batches, with any number of workers, and of ranks, each of which makes its part of every batch.
 """
 
 import atexit
@@ -27,7 +27,7 @@ from pocketclip.data.images import BadImage, Cut, Pixels, middle
 from pocketclip.data.shards import Split
 from pocketclip.data.square import decode
 from pocketclip.errors import DataError
-from pocketclip.recipe.schema import Recipe
+from pocketclip.recipe.schema import ImageSettings, Recipe
 
 Encode = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 Position = tuple[int, int]
@@ -39,7 +39,8 @@ TRIES = 10
 class Batch:
     """Pairs, and what was dropped in making them.
 
-    pixels: uint8 [pairs, size, size, 3]; or, where a locked tower has done its work, float32 [pairs, embedding width].
+    pixels: uint8 [pairs, size, size, 3], the size being that of this step of the run; or, where a locked tower has done
+        its work, float32 [pairs, embedding width].
     tokens: int64 [pairs * captions, longest], the captions of one image after each other. ends: int64, of each of them.
     rows: int64 [pairs], which of the split's.
     dropped: reason -> rows left out; nothing takes their place, the batch is smaller.
@@ -98,6 +99,7 @@ class TrainingBatches(Dataset[Batch]):
         self.features, self.captions_per_image = features, recipe.caption.per_image
         self.image, self.batch_size = recipe.image, recipe.train.batch_size
         self.steps_per_epoch = len(split) // self.batch_size
+        self.steps = recipe.train.steps_of_run(self.steps_per_epoch)
         if not self.steps_per_epoch:
             raise DataError(
                 f"{split.folder}: split {split.name} has {len(split)} rows, less than one batch of "
@@ -114,16 +116,17 @@ class TrainingBatches(Dataset[Batch]):
         chance = RowChance(self.seed, epoch, step)
         first, end = (self.batch_size * part // self.ranks for part in (self.rank, self.rank + 1))
         rows = rows[first:end]
+        image = self.image.at((epoch * self.steps_per_epoch + step) / self.steps)
         if self.features:
             pixels = torch.empty(len(rows), self._features.shape[1])
         else:
-            self.split.announce(row for row in rows if row not in (self._cache or ()))
-            pixels = empty_pixels(len(rows), self.image.size, self.image.size, 3)
+            self.split.announce(row for row in rows if self._cached(row, image.size) is None)
+            pixels = empty_pixels(len(rows), image.size, image.size, 3)
         room, captions, used = pixels.numpy(), list[str](), list[int]()
         dropped: Counter[str] = Counter()
         for place, row in enumerate(rows, start=first):
             random = chance.of(place)
-            found, choices = self._image(row, random), self.split.captions(row)
+            found, choices = self._image(row, image, random), self.split.captions(row)
             if isinstance(found, str):
                 dropped[found] += 1
             elif not choices:
@@ -153,15 +156,15 @@ class TrainingBatches(Dataset[Batch]):
         found: NDArray[np.float16] = np.load(str(self.features), mmap_mode="r")
         return found
 
-    def _image(self, row: int, random: np.random.Generator) -> Pixels | NDArray[np.float16] | str:
+    def _image(self, row: int, image: ImageSettings, random: np.random.Generator) -> Pixels | NDArray[np.float16] | str:
         """A row's pixels or features, or the reason why there are none."""
         if self.features:
             known = self._features[row]
-            return known if np.isfinite(known[0]) else str(self._pixels(row, None))  # which says why it is not
-        augmented = random.random() < self.image.augmented
-        found = self._pixels(row, random if augmented else None)
+            return known if np.isfinite(known[0]) else str(self._pixels(row, image, None))  # which says why it is not
+        augmented = random.random() < image.augmented
+        found = self._pixels(row, image, random if augmented else None)
         if augmented and not isinstance(found, str):
-            found = augment(found, self.image.shift, self.image.flip, random)
+            found = augment(found, image.shift, image.flip, random)
         return found
 
     def __getstate__(self) -> dict[str, object]:
@@ -175,13 +178,19 @@ class TrainingBatches(Dataset[Batch]):
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
 
-    def _pixels(self, row: int, random: np.random.Generator | None) -> Pixels | str:
+    def _cached(self, row: int, size: int) -> Pixels | str | None:
+        """What is kept of a row; one of another size was that of an earlier part of the run."""
+        found = self._cache.get(row) if self._cache else None
+        return found if isinstance(found, str) or (found is not None and len(found) == size) else None
+
+    def _pixels(self, row: int, image: ImageSettings, random: np.random.Generator | None) -> Pixels | str:
         """The decoded image, or the reason why there is none; cut by chance where it is augmented."""
-        if self._cache is not None and row in self._cache:
-            return self._cache[row]
-        choose = partial(random_cut, share=self.image.crop, random=random) if random and self.image.crop < 1 else middle
+        known = self._cached(row, image.size)
+        if known is not None:
+            return known
+        choose = partial(random_cut, share=image.crop, random=random) if random and image.crop < 1 else middle
         try:
-            found: Pixels | str = decode(self.split.image(row), self.image, choose)
+            found: Pixels | str = decode(self.split.image(row), image, choose)
         except BadImage as error:
             found = str(error)
         if self._cache is not None:

@@ -21,7 +21,8 @@ PROCESS_BYTES = 400e6  # Python, torch and their libraries, before any model
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """image_parameters, text_parameters: numbers. flops_per_pair: one training step's, for one pair.
+    """image_parameters, text_parameters: numbers. flops_per_pair: one training step's, for one pair,
+    the mean over a run whose images grow.
 
     memory_bytes: weights, optimizer, pixels, activations of as many pairs as are embedded at a time, the loss and the
     process itself.
@@ -41,7 +42,10 @@ def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: in
     """
     with torch.device("meta"):
         model = CLIP(recipe)
-    image, image_values = _resnet_forward(model, recipe) if recipe.image_tower.stages else _image_forward(recipe)
+    image, image_values = 0.0, 0.0
+    for size, share in recipe.image.phases:  # the last is the largest
+        one, image_values = _resnet_forward(model, size) if recipe.image_tower.stages else _image_forward(recipe, size)
+        image += share * one
     recompute = recipe.train.recompute
     text, text_values = _transformer_forward(recipe.text_tower, caption_tokens, True, recompute)
     text += recipe.text_tower.width * recipe.model.embedding_width
@@ -89,7 +93,7 @@ def _transformer_forward(
     return (settings.layers - 1) * products + last_products, kept + last_values
 
 
-def _resnet_forward(model: CLIP, recipe: Recipe) -> tuple[float, float]:
+def _resnet_forward(model: CLIP, size: int) -> tuple[float, float]:
     """The same of a ResNet, by running it without values."""
     kept = 0.0
 
@@ -98,15 +102,15 @@ def _resnet_forward(model: CLIP, recipe: Recipe) -> tuple[float, float]:
         kept += 0 if isinstance(tensor, nn.Parameter) else tensor.numel()
         return tensor
 
-    pixels = torch.empty(1, 3, recipe.image.size, recipe.image.size, device="meta")
+    pixels = torch.empty(1, 3, size, size, device="meta")
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, hooks:
         model.train().visual(pixels)
     return counter.get_total_flops() / 2, kept
 
 
-def _image_forward(recipe: Recipe) -> tuple[float, float]:
-    tower, side = recipe.image_tower, recipe.image.size
+def _image_forward(recipe: Recipe, size: int) -> tuple[float, float]:
+    tower, side = recipe.image_tower, size
     products, values, before = 0.0, 3.0 * side**2, 3
     for channels in tower.stem_channels:
         side //= 2
@@ -114,7 +118,7 @@ def _image_forward(recipe: Recipe) -> tuple[float, float]:
         values += 3.0 * side**2 * channels
         before = channels
     patch = tower.patch_size // tower.stem_stride
-    patches = (recipe.image.size // tower.patch_size) ** 2
+    patches = (size // tower.patch_size) ** 2
     products += patches * patch**2 * before * tower.width
     by_class, seen = tower.pool == "class", max(1, round(patches * (1 - tower.patch_dropout)))
     blocks, kept = _transformer_forward(tower, seen + by_class, by_class, recipe.train.recompute)

@@ -15,6 +15,21 @@ from pocketclip.model.transformer import Transformer
 from pocketclip.recipe.schema import ImageTowerSettings
 
 
+def interpolated(positions: Tensor, side: int) -> Tensor:
+    """Positions of a grid of patches, as those of a grid of another side: bicubic, antialiased.
+
+    positions: [first + before^2, width]; what stands first, as a class token's, stays. Returns [first + side^2, width].
+    Source: Dosovitskiy et al. 2021, section 3.2.
+    """
+    before = math.isqrt(len(positions))
+    first = len(positions) - before**2
+    if before == side:
+        return positions
+    grid = positions[first:].float().T.reshape(1, -1, before, before)
+    resized = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    return torch.cat([positions[:first], resized.flatten(2)[0].T.to(positions.dtype)])
+
+
 class ConvolutionStem(nn.Sequential):
     """3x3 convolutions of stride 2 with batch norm and ReLU: each halves the picture.
 
@@ -54,33 +69,24 @@ class ImageTower(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, embedding_width))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[batch, 3, size, size], normalised -> [batch, embedding width], not normalised."""
+        """[batch, 3, size, size], normalised -> [batch, embedding width], not normalised.
+
+        Images of another size than the tower was made for are seen with positions in between (`interpolated`).
+        """
         if self.stem is not None:
             pixels = self.stem(pixels.contiguous(memory_format=torch.channels_last))
-        x = self.conv1(pixels).flatten(2).transpose(1, 2)
+        grid = self.conv1(pixels)
+        x = grid.flatten(2).transpose(1, 2)
         if self.class_embedding is not None:
             first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([first, x], dim=1)
-        x = x + self.positional_embedding.to(x.dtype)
+        x = x + interpolated(self.positional_embedding, grid.shape[-1]).to(x.dtype)
         if self.training and self.patch_dropout:
             x = self._drop_patches(x)
         x = self.ln_pre(x)
         x = self.transformer(x).mean(dim=1) if self.pool == "mean" else self.transformer.read_first(x)
         embeddings: Tensor = self.ln_post(x) @ self.proj
         return embeddings
-
-    def load_positions(self, positions: Tensor) -> Tensor:
-        """Positions of another number of patches, as those of this tower: [tokens, width], bicubic between the patches.
-
-        Source: Dosovitskiy et al. 2021, section 3.2.
-        """
-        first = int(self.class_embedding is not None)
-        before, after = (math.isqrt(len(one) - first) for one in (positions, self.positional_embedding))
-        if before == after or before**2 != len(positions) - first:
-            return positions
-        grid = positions[first:].float().T.reshape(1, -1, before, before)
-        resized = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=True)
-        return torch.cat([positions[:first], resized.flatten(2)[0].T.to(positions.dtype)])
 
     def _drop_patches(self, x: Tensor) -> Tensor:
         """Keep some of each image's patches, drawn anew; a class token stays (Li et al. 2023, FLIP, section 3)."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pocketclip.model.image_tower import interpolated
 from pocketclip.recipe.schema import ImageTowerSettings
 
 EXPANSION = 4  # a bottleneck's outputs, in its inner channels
@@ -59,9 +60,10 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, width, side, side] -> [batch, embedding width]."""
+        positions = interpolated(self.positional_embedding, x.shape[-1])
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
-        x = x + self.positional_embedding.to(x.dtype)
+        x = x + positions.to(x.dtype)
         split = (x.shape[0], -1, self.heads, x.shape[2] // self.heads)
         query, key, value = (
             linear(part).view(split).transpose(1, 2)

@@ -88,7 +88,9 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         parts = get_args(annotation)
         inner = _type_name(parts[0])
-        return f"list of {inner}" if parts[-1] is types.EllipsisType or parts[-1] is ... else f"{len(parts)} {inner}s"
+        if parts[-1] is types.EllipsisType or parts[-1] is ...:
+            return f"list of {inner}"
+        return f"{len(parts)} {inner}s" if len(set(parts)) == 1 else f"[{', '.join(map(_type_name, parts))}]"
     return {int: "integer", float: "number", str: "text", bool: "boolean"}[annotation]
 
 

@@ -32,6 +32,11 @@ class ImageSettings(Settings):
     """How bytes become pixels, in training and in evaluation alike."""
 
     size: Positive = Field(224, description="side of the square that the model sees, pixels")
+    growth: tuple[tuple[Positive, Share], ...] = Field(
+        (),
+        description="training only: smaller sides that a run begins with, and the share of its steps that each has, "
+        "e.g. [[112, 0.6], [160, 0.2]]; what is left has `size`",
+    )
     mean: Colour = Field(
         (0.48145466, 0.4578275, 0.40821073), description="subtracted from red, green, blue in 0-1 (default: OpenAI's)"
     )
@@ -59,6 +64,29 @@ class ImageSettings(Settings):
     def _check(self) -> Self:
         if any(value <= 0 for value in self.std):
             raise ValueError("image.std must be above 0")
+        sizes = [size for size, _ in self.phases]
+        if sizes != sorted(set(sizes)):
+            raise ValueError(f"growth: the sides {', '.join(map(str, sizes))}, of which size is the last, must grow")
+        if self.growth and self.phases[-1][1] < 1e-9:
+            raise ValueError("growth: the shares must leave some of the run for size; let them add up to less than 1")
+        return self
+
+    @property
+    def phases(self) -> tuple[tuple[int, float], ...]:
+        """The sides that images have in the course of a run, and the share of its steps that each has."""
+        return *self.growth, (self.size, 1 - sum(share for _, share in self.growth))
+
+    def at(self, done: float) -> Self:
+        """These settings with the side that images have when a share of the run, from 0 to 1, is done.
+
+        Sources: Li et al. 2023, "An inverse scaling law for CLIP training" (small images first, fine-tuning at the full
+        size); Touvron et al. 2019, "Fixing the train-test resolution discrepancy" (that a short one suffices).
+        """
+        end = 0.0
+        for size, share in self.growth:
+            end += share
+            if done < end:
+                return self.model_copy(update={"size": size})
         return self
 
 
@@ -324,7 +352,7 @@ class Recipe(Settings):
     def has_constant_features(self) -> bool:
         """Whether a row's image has one and the same embedding in the whole run."""
         image = self.image
-        return self.image_tower.locked and image.shift == 0 and not image.flip and image.crop == 1
+        return self.image_tower.locked and image.shift == 0 and not image.flip and image.crop == 1 and not image.growth
 
     @model_validator(mode="after")
     def _starts_from_something(self) -> Self:
@@ -339,8 +367,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _patches_fill_image(self) -> Self:
         tower = self.image_tower
-        if self.image.size % tower.patch_size and not (tower.cut_edges and self.image.size >= tower.patch_size):
-            raise ValueError(
-                f"image_tower.patch_size = {self.image_tower.patch_size} does not divide image.size = {self.image.size}"
-            )
+        for size, _ in self.image.phases:
+            if size % tower.patch_size and not (tower.cut_edges and size >= tower.patch_size):
+                key = "image.size =" if size == self.image.size else "image.growth's"
+                raise ValueError(f"image_tower.patch_size = {tower.patch_size} does not divide {key} {size}")
         return self

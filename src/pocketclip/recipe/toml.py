@@ -34,7 +34,7 @@ def _read(path: Path, named: str) -> dict[str, Any]:
 
 # What a run takes over from the bundle that it starts from, but for the keys that are each run's own.
 STARTED = {
-    "image": {"shift", "augmented", "flip", "crop"},
+    "image": {"growth", "shift", "augmented", "flip", "crop"},
     "image_tower": {"locked_layers", "patch_dropout"},
     "text_tower": {"locked_layers"},
     "model": {"initial_temperature"},

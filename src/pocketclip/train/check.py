@@ -1,9 +1,11 @@
 """Price a recipe before it runs: count it, then time a few of its real steps and throw them away."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -49,9 +51,9 @@ class Imagined:
     rows: int
     caption_tokens: int
 
-    def batch(self, recipe: Recipe) -> Batch:
-        """Random pixels and words."""
-        pairs, size = recipe.train.batch_size, recipe.image.size
+    def batch(self, recipe: Recipe, size: int) -> Batch:
+        """Random pixels, of a side, and words."""
+        pairs = recipe.train.batch_size
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, (pairs, size, size, 3), dtype=torch.uint8, generator=generator)
         length = min(self.caption_tokens, recipe.text_tower.context_length)
@@ -67,7 +69,7 @@ def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
     device = choose_device(recipe.train.device, recipe.train.precision)
     if imagined:
         rows, steps_per_epoch = imagined.rows, imagined.rows // recipe.train.batch_size
-        some = [imagined.batch(_timed(recipe))]
+        some = [imagined.batch(_timed(recipe), recipe.image.size)]
     else:
         split = Split(recipe.data.folder, recipe.data.split)
         data = TrainingBatches(split, recipe, open_tokenizer(recipe).encode)
@@ -77,8 +79,15 @@ def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
     fitted, budget = fit_to_memory(recipe, tokens, device)
     steps = recipe.train.steps_of_run(steps_per_epoch)
     learner = Learner(fitted, device, max(1, steps), rows)
-    batches = _repeated(some) if imagined else _some_batches(learner, data)
-    seconds_per_pair, memory = _time_steps(learner, batches)
+    seconds_per_pair, memory, done = 0.0, 0.0, 0.0
+    for size, share in recipe.image.phases:
+        batches = (
+            repeat(imagined.batch(_timed(recipe), size), WARM_STEPS + TIMED_STEPS)
+            if imagined
+            else _some_batches(learner, data, done, done + share)
+        )
+        timed, used = _time_steps(learner, batches)
+        seconds_per_pair, memory, done = seconds_per_pair + share * timed, max(memory, used), done + share
     seconds = steps * recipe.train.batch_size * seconds_per_pair
     chunk = fitted.train.chunk_size
     return Estimate(budget, rows, steps, 1 / seconds_per_pair, seconds, memory, device, chunk)
@@ -105,19 +114,16 @@ def _time_steps(learner: Learner, batches: Iterator[Batch]) -> tuple[float, floa
     return float(np.median(seconds[-TIMED_STEPS:])), float(memory)
 
 
-def _some_batches(learner: Learner, batches: TrainingBatches) -> Iterator[Batch]:
-    """As many batches as are timed, made the way that the run makes them."""
+def _some_batches(learner: Learner, batches: TrainingBatches, begin: float, end: float) -> Iterator[Batch]:
+    """As many batches as are timed, of a part of the run (shares of it), made the way that the run makes them."""
+    first = min(math.ceil(begin * batches.steps), batches.steps - 1)
     count, workers = WARM_STEPS + TIMED_STEPS, learner.recipe.data.workers
+    last = max(first + 1, min(first + count, math.ceil(end * batches.steps), batches.steps))
     if workers:
-        yield from load_batches(batches, 0, min(count, learner.steps), workers)
+        yield from load_batches(batches, first, last, workers)
     else:  # the same few again: where images are cached, a run decodes each but once
         for number in range(count):
-            yield batches[0, number % min(WARM_STEPS, batches.steps_per_epoch)]
-
-
-def _repeated(batches: Sequence[Batch]) -> Iterator[Batch]:
-    for number in range(WARM_STEPS + TIMED_STEPS):
-        yield batches[number % len(batches)]
+            yield batches[divmod(first + number % min(WARM_STEPS, last - first), batches.steps_per_epoch)]
 
 
 def describe(estimate: Estimate, chip: str = "") -> Sequence[tuple[str, str]]:

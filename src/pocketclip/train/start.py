@@ -4,6 +4,7 @@ Sources: Zhai et al. 2022, "LiT" (locked towers); Wortsman et al. 2022, "Robust 
 (interpolation, WiSE-FT).
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from pocketclip.bundle import load
 from pocketclip.errors import TrainingError
 from pocketclip.model.clip import CLIP
-from pocketclip.model.image_tower import ImageTower
+from pocketclip.model.image_tower import interpolated
 from pocketclip.recipe.schema import Recipe, TransformerSettings
 
+POSITIONS = {"visual.positional_embedding", "visual.attnpool.positional_embedding"}
 OF_LOSS = {"logit_bias"}  # what a bundle that was trained with another loss may lack or have
 
 
@@ -24,9 +26,9 @@ def start_from(model: CLIP, bundle: Path) -> None:
     Raises BundleError where the bundle cannot be read, TrainingError where it holds another architecture.
     """
     state = load(bundle, "cpu").model.state_dict()
-    if isinstance(model.visual, ImageTower) and "visual.positional_embedding" in state:
-        state["visual.positional_embedding"] = model.visual.load_positions(state["visual.positional_embedding"])
     own = model.state_dict()
+    for name in POSITIONS & own.keys() & state.keys():
+        state[name] = interpolated(state[name], math.isqrt(len(own[name])))
     wrong = [f"{name} is missing there" for name in own if name not in state and name not in OF_LOSS]
     wrong += [f"{name} is not here" for name in state if name not in own and name not in OF_LOSS]
     wrong += [
