@@ -218,12 +218,13 @@ class TrainSettings(Settings):
         1.0, description="share of the trained weights in the bundle, the rest is `start_from`'s (WiSE-FT); 1: all"
     )
     teacher: str = Field(
-        "", description="a bundle that training learns from; `pocketclip teach` embeds the split by it once; empty: none"
+        "",
+        description="a bundle that training learns from; `pocketclip teach` embeds the split by it once; empty: none",
     )
     distillation: Share = Field(
         0.0,
-        description="share of the loss that is how far the batch's similarities are from the teacher's (MobileCLIP), the "
-        "rest is `loss`; 0: no teacher",
+        description="share of the loss that is how far the batch's similarities are from the teacher's (MobileCLIP); "
+        "the rest is `loss`; 0: no teacher",
     )
     batch_size: Annotated[int, Field(ge=2, lt=TOO_LARGE)] = Field(128, description="pairs a step")
     epochs: Positive = Field(32, description="passes over the training rows")

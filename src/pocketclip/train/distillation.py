@@ -2,7 +2,8 @@
 
 How alike a teacher finds each image of a batch and each caption says more than which belong together. The teacher's
 space need not be the student's: only what both make of the batch is compared.
-Source: Vasu et al. 2024, "MobileCLIP", section 3.3, with one teacher; Wu et al. 2023, "TinyCLIP", section 3.1.
+Sources: Vasu et al. 2024, "MobileCLIP", section 3, with one teacher; Wu et al. 2023, "TinyCLIP", section 3 ("affinity
+mimicking").
 """
 
 from typing import Any
@@ -41,7 +42,7 @@ def distillation_loss(
 
 
 class _Logits:
-    """This rank's images against the texts of all ranks, never kept whole, and the logarithms of their sums of e^."""
+    """Images of this rank against the texts of all ranks, never kept whole, and the logarithms of their sums of e^."""
 
     def __init__(self, images: Tensor, texts: Tensor, scale: Tensor | float, ranks: Ranks) -> None:
         self.images, self.texts, self.scale = images, texts, scale
