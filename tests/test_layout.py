@@ -15,8 +15,8 @@ from pocketclip.cli import app
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 VERBS = {
-    "words", "search", "join", "fetch", "clean", "pack", "tokenizer", "check", "train", "evaluate", "report",
-    "convert", "quickstart",
+    "words", "search", "join", "fetch", "clean", "pack", "tokenizer", "check", "teach", "train", "evaluate",
+    "report", "convert", "quickstart",
 }  # fmt: skip
 
 

@@ -242,6 +242,17 @@ def check(
 
 
 @app.command()
+def teach(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Embed the training split by train.teacher, once: data.folder/teacher, which train.distillation learns from."""
+    from pocketclip.recipe.toml import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from pocketclip.train.teach import teach as run
+
+    console.print(f"{run(settings, console)}: the teacher's embeddings", highlight=False)
+
+
+@app.command()
 def train(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
     """Train a model, or go on with a run that was stopped."""
     from pocketclip.recipe.toml import load_recipe

@@ -245,6 +245,15 @@ class TrainSettings(Settings):
     interpolation: Share = Field(
         1.0, description="share of the trained weights in the bundle, the rest is `start_from`'s (WiSE-FT); 1: all"
     )
+    teacher: str = Field(
+        "",
+        description="a bundle that training learns from; `pocketclip teach` embeds the split by it once; empty: none",
+    )
+    distillation: Share = Field(
+        0.0,
+        description="share of the loss that is how far the batch's similarities are from the teacher's (MobileCLIP); "
+        "the rest is `loss`; 0: no teacher",
+    )
     batch_size: Annotated[int, Field(ge=2, lt=TOO_LARGE)] = Field(128, description="pairs a step")
     epochs: Positive = Field(32, description="passes over the training rows")
     steps: Natural = Field(
@@ -362,6 +371,12 @@ class Recipe(Settings):
                     raise ValueError(f"{section}.locked_layers = {tower.locked_layers} needs weights: train.start_from")
             if self.train.interpolation < 1:
                 raise ValueError("train.interpolation needs weights to go back to: train.start_from")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_somebody(self) -> Self:
+        if self.train.distillation and not self.train.teacher:
+            raise ValueError(f"train.distillation = {self.train.distillation} needs a teacher's bundle: train.teacher")
         return self
 
     @model_validator(mode="after")

@@ -14,10 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pocketclip.data.batches import Batch
 from pocketclip.data.images import normalise
+from pocketclip.data.teacher import Taught
 from pocketclip.device import Device
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.train.average import AveragedModel
+from pocketclip.train.distillation import distillation_loss
 from pocketclip.train.global_loss import RememberedNegatives, global_loss
 from pocketclip.train.grad_cache import Embeddings, cached_backward
 from pocketclip.train.losses import ALONE, caption_numbers, sigmoid_loss, softmax_loss
@@ -109,7 +111,9 @@ class Learner:
         captions = caption_numbers(tokens, ends)
 
         def loss_of(images: Tensor, texts: Tensor) -> Tensor:
-            return self._loss(images, texts, captions, rows, number) * self.ranks.count  # as the gradients are averaged
+            loss = self._loss(images, texts, captions, rows, number)
+            loss = self._with_teacher(loss, images, texts, batch.taught)
+            return loss * self.ranks.count  # as the gradients are averaged
 
         parts = self._parts(batch.pixels, tokens, ends)
         not_last = self.towers.no_sync if isinstance(self.towers, DistributedDataParallel) else nullcontext
@@ -142,15 +146,36 @@ class Learner:
             share = renewed_share(number, self.steps, self.recipe.train)
             scale = self.model.scale()
             return global_loss(images, texts, scale, captions, rows, self.remembered, share, self.ranks)
-        each = self.recipe.caption.per_image
-        by_place = zip(texts.view(-1, each, texts.shape[1]).unbind(1), captions.view(-1, each).unbind(1), strict=True)
+        by_place = zip(self._by_place(texts), self._by_place(captions), strict=True)
         return torch.stack([self._loss_of_pairs(images, some, numbers) for some, numbers in by_place]).mean()
+
+    def _by_place(self, captions: Tensor) -> tuple[Tensor, ...]:
+        """[pairs * captions, ...] -> [pairs, ...] of each image's first caption, of its second, ..."""
+        return captions.view(-1, self.recipe.caption.per_image, *captions.shape[1:]).unbind(1)
 
     def _loss_of_pairs(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
         scale, bias = self.model.scale(), self.model.logit_bias
         if bias is not None:
             return sigmoid_loss(images, texts, scale, bias, captions, self.ranks)
         return softmax_loss(images, texts, scale, captions, self.recipe.train.label_smoothing, self.ranks)
+
+    def _with_teacher(self, loss: Tensor, images: Tensor, texts: Tensor, taught: Taught | None) -> Tensor:
+        """The loss with the teacher's share in it; captions that the teacher was not shown have no part in that."""
+        if taught is None:
+            return loss
+        theirs = [
+            F.normalize(one.to(self.device.device, non_blocking=True).float()) for one in (taught.images, taught.texts)
+        ]
+        losses = []
+        for some, wanted in zip(self._by_place(texts), self._by_place(theirs[1]), strict=True):
+            shown = wanted[:, 0].isfinite()
+            losses.append(
+                distillation_loss(
+                    images, some[shown], self.model.scale(), theirs[0], wanted[shown], taught.scale, self.ranks
+                )
+            )
+        share = self.recipe.train.distillation
+        return (1 - share) * loss + share * torch.stack(losses).mean()
 
     def finished(self) -> CLIP:
         """The model that the bundle gets, when training has ended: averaged, interpolated, as the recipe says."""

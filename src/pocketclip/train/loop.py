@@ -31,6 +31,7 @@ from pocketclip.train.memory import computed_tokens, fit_to_memory, memory_in_us
 from pocketclip.train.ranks import Ranks, open_ranks
 from pocketclip.train.run_folder import alone_in, check_folder, prepare_folder
 from pocketclip.train.schedule import learning_rate
+from pocketclip.train.teach import open_teacher
 
 LOG_EVERY = 10
 
@@ -71,8 +72,9 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
     """The same as one of the ranks."""
     split = Split(recipe.data.folder, recipe.data.split)
     tokenizer = open_tokenizer(recipe)
+    teacher = open_teacher(recipe, split) if recipe.train.distillation else None
     features = _features(recipe, split, console, ranks)
-    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count, features)
+    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count, features, teacher)
     bundle = folder / "bundle"
     ranks.first_does(lambda: check_folder(folder, recipe))
     with alone_in(folder, ranks):
@@ -122,6 +124,8 @@ class Run:
         self.origin = {"start": seal_of(Path(start))} if (start := recipe.train.start_from) else {}
         self.data = {"rows": len(batches.split), "data": batches.split.fingerprint(), "tokenizer": vocabulary}
         self.data |= self.origin
+        if batches.teacher:
+            self.data["teacher"] = batches.teacher.folder.name
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
