@@ -108,6 +108,13 @@ def test_json_has_the_same_for_programs(finished):
     assert json.loads(to_json(list_runs(finished.parent)[0]))["top_1"]["unseen"] == 50.0
 
 
+def test_an_unfinished_run_has_its_best_accuracy_so_far(finished):
+    run = unfinished(finished, "half", LINE)
+    found = [{"split": "unseen", "top_1": value} for value in (1.0, 3.0, 2.0)] + [{"split": "train", "top_1": 9.0}]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    assert list_runs(finished.parent)[-1].top_1 == {"unseen": 3.0, "train": 9.0}
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         list_runs(tmp_path / "none")

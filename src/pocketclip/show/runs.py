@@ -106,16 +106,19 @@ def _read(run: Path) -> RunState:
         pairs=int(last.get("pairs", 0)),
         loss=float(last["loss"]) if "loss" in last else None,
         seconds=float(last.get("seconds", 0)),
-        top_1=dict(_top_1(run)),
+        top_1=_top_1(run),
         parameters=count_parameters(run / "bundle" / "model.safetensors"),
     )
 
 
-def _top_1(run: Path) -> Iterator[tuple[str, float]]:
-    """By split; of the bundle where it was evaluated."""
+def _top_1(run: Path) -> dict[str, float]:
     if (run / "evaluation" / "results.json").exists():
-        for result in read_results(run / "evaluation" / "results.json"):
-            yield result.benchmark, float(result.top_1)
+        results = read_results(run / "evaluation" / "results.json")
+        return {result.benchmark: float(result.top_1) for result in results}
+    best: dict[str, float] = {}
+    for line in read_lines(run / "evaluations.jsonl") if (run / "evaluations.jsonl").exists() else ():
+        best[line["split"]] = max(float(line["top_1"]), best.get(line["split"], 0.0))
+    return best
 
 
 def _in_use(lock: Path) -> bool:
