@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 VERBS = {
     "words", "search", "join", "fetch", "clean", "pack", "tokenizer", "check", "teach", "train", "evaluate",
-    "report", "convert", "quickstart",
+    "report", "convert", "runs", "quickstart",
 }  # fmt: skip
 
 

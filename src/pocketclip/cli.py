@@ -337,6 +337,25 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and
 
 
 @app.command()
+def runs(
+    folder: RunsFolder = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a run, for programs.")] = False,
+) -> None:
+    """List all runs with their state and key numbers, the newest last."""
+    from pocketclip.show.runs import list_runs, runs_table, to_json
+
+    found = list_runs(folder)
+    if as_json:
+        for run in found:
+            print(to_json(run))
+        return
+    console.print(runs_table(found))
+    for run in found:
+        if run.problem:
+            errors.print(f"[bold red]damaged:[/] {escape(run.problem)}", highlight=False)
+
+
+@app.command()
 def quickstart(recipe: RecipeFile = "quickstart", overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
     """The whole pipeline on the embedded data set, from nothing to a report; stages already done are kept."""
     if "=" in recipe:  # `pocketclip quickstart seed=1` means the recipe that the verb is named after

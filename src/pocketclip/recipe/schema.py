@@ -312,9 +312,12 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """What is measured after training."""
+    """What is measured after training, and during it."""
 
     splits: tuple[str, ...] = Field((), description="splits of data.folder to evaluate; empty: none")
+    every: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="epochs from one evaluation during training to the next (and one at the end); 0: never"
+    )
     batch_size: Positive = Field(256, description="images or captions at a time")
 
 
@@ -377,6 +380,14 @@ class Recipe(Settings):
     def _learns_from_somebody(self) -> Self:
         if self.train.distillation and not self.train.teacher:
             raise ValueError(f"train.distillation = {self.train.distillation} needs a teacher's bundle: train.teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_something(self) -> Self:
+        if self.evaluate.every and not self.evaluate.splits:
+            raise ValueError(
+                f"evaluate.every = {self.evaluate.every} has nothing to evaluate on: name splits in evaluate.splits"
+            )
         return self
 
     @model_validator(mode="after")

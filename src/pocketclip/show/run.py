@@ -84,12 +84,12 @@ class FinishedRun:
         recipe = _existing(folder / "recipe.toml", training)
         self.recipe: Recipe = load_resolved(recipe)
         self.recipe_text = recipe.read_text(encoding="utf-8")
-        self.environment = _json_object(folder / "environment.json", training)
+        self.environment = json_object(folder / "environment.json", training)
         self.metrics = read_lines(_existing(folder / "metrics.jsonl", training))
         if not self.metrics:
             raise DataError(f"{folder / 'metrics.jsonl'}: holds no whole line; train the run anew")
         unfinished = "`pocketclip train` writes it when the run is complete; the same command goes on with it"
-        self.training: dict[str, Any] = _json_object(folder / "bundle" / "bundle.json", unfinished)["training"]
+        self.training: dict[str, Any] = json_object(folder / "bundle" / "bundle.json", unfinished)["training"]
         self.results = read_results(_existing(folder / "evaluation" / "results.json", self._evaluating))
         self.data = Path(self.recipe.data.folder)
         self.manifest = read_manifest(self.data) if (self.data / "manifest.json").exists() else {}
@@ -100,12 +100,8 @@ class FinishedRun:
 
     @cached_property
     def parameters(self) -> int | None:
-        """Numbers in the weights' file, read from its header; None where there is none."""
-        try:
-            with safe_open(self.folder / "bundle" / "model.safetensors", framework="np") as weights:
-                return sum(int(prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return None
+        """Numbers in the bundle's weights; None where they cannot be read."""
+        return count_parameters(self.folder / "bundle" / "model.safetensors")
 
     @cached_property
     def changes(self) -> list[Change]:
@@ -138,6 +134,15 @@ class FinishedRun:
         return EvaluatedSplit(result, predictions, images, captions, Split(self.data, result.benchmark))
 
 
+def count_parameters(path: Path) -> int | None:
+    """Numbers in a file of weights, read from its header; None where there is none."""
+    try:
+        with safe_open(path, framework="np") as weights:
+            return sum(int(prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+
+
 def _of_length_one(vectors: NDArray[Any]) -> Vectors:
     """Undo the rounding of the stored half-precision vectors."""
     wide = vectors.astype(np.float32)
@@ -151,7 +156,8 @@ def _existing(path: Path, origin: str) -> Path:
     return path
 
 
-def _json_object(path: Path, origin: str) -> dict[str, Any]:
+def json_object(path: Path, origin: str) -> dict[str, Any]:
+    """A JSON object in a file; raises DataError, with `origin` where it is missing."""
     try:
         found = json.loads(_existing(path, origin).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,5 +1,6 @@
 """One optimisation step: a batch in, moved weights out."""
 
+import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -178,12 +179,12 @@ class Learner:
         return (1 - share) * loss + share * torch.stack(losses).mean()
 
     def finished(self) -> CLIP:
-        """The model that the bundle gets, when training has ended: averaged, interpolated, as the recipe says."""
+        """The model that the bundle would get now: averaged, interpolated, as the recipe says; to be read only."""
         model = self.average.model if self.average else self.model
         assert isinstance(model, CLIP)
         if self.start is not None:
+            model = copy.deepcopy(model)
             interpolate(model, self.start, self.recipe.train.interpolation)
-            self.start = None
         return model
 
     def state(self) -> dict[str, Any]:

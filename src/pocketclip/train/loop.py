@@ -32,6 +32,7 @@ from pocketclip.train.ranks import Ranks, open_ranks
 from pocketclip.train.run_folder import alone_in, check_folder, prepare_folder
 from pocketclip.train.schedule import learning_rate
 from pocketclip.train.teach import open_teacher
+from pocketclip.train.watch import Seen, Watch
 
 LOG_EVERY = 10
 
@@ -89,10 +90,12 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
                 f"a whole batch does not fit the memory: {fitted.train.chunk_size} pairs are embedded at once"
             )
         learner = Learner(fitted, device, recipe.train.steps_of_run(batches.steps_per_epoch), len(split), ranks)
-        run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
+        watch = Watch(recipe, folder, learner, tokenizer, console)
+        run = Run(recipe, folder, console, learner, batches, watch)
         run.resume()
         run.go()
-        summary = {"steps": run.learner.steps, **vars(run.tally), **run.origin}
+        counted = {**vars(run.tally), "evaluation_seconds": watch.seen.seconds}
+        summary = {"steps": run.learner.steps, **counted, **run.origin}
         ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
     return bundle
 
@@ -116,12 +119,13 @@ class Run:
         console: Console,
         learner: Learner,
         batches: TrainingBatches,
-        vocabulary: str,
+        watch: Watch,
     ) -> None:
-        self.recipe, self.folder, self.console = recipe, folder, console
+        self.recipe, self.folder, self.console, self.watch = recipe, folder, console, watch
         self.learner, self.batches, self.ranks = learner, batches, learner.ranks
         self.start, self.tally, self.here = 0, Tally(dropped=dict(batches.split.dropped)), Counted()
         self.origin = {"start": seal_of(Path(start))} if (start := recipe.train.start_from) else {}
+        vocabulary = watch.tokenizer.fingerprint()
         self.data = {"rows": len(batches.split), "data": batches.split.fingerprint(), "tokenizer": vocabulary}
         self.data |= self.origin
         if batches.teacher:
@@ -141,6 +145,7 @@ class Run:
             )
         self.learner.restore(checkpoint.tensors)
         self.start, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
+        self.watch.seen = Seen(**checkpoint.description.get("evaluations", {}))
         self.console.print(f"going on from step {self.start} of {self.learner.steps}")
 
     def go(self) -> None:
@@ -150,17 +155,22 @@ class Run:
         log = MetricsLog(self.folder / "metrics.jsonl" if self.ranks.first else None, self.tally.metrics_bytes)
         batches = load_batches(self.batches, self.start, steps, self.recipe.data.workers)
         before, losses = self.tally.seconds, list[Tensor]()
-        began = saved = time.monotonic()
         with stop_requested(once=self.ranks.count == 1) as stop, log as metrics, lines:
+            if self.watch.due(self.start):  # the run was stopped before it could be
+                self._evaluate(self.start)
+            began = saved = time.monotonic()
             for done, batch in enumerate(batches, start=self.start + 1):
                 self._count(batch)
                 loss, gradient = self.learner.step(batch, done - 1)
                 losses.append(loss)
                 stopping = self.ranks.any(stop.is_set()) and done < steps
-                if done % LOG_EVERY == 0 or done == steps or stopping:
+                evaluating = self.watch.due(done)
+                if done % LOG_EVERY == 0 or done == steps or stopping or evaluating:
                     self.tally.seconds = before + time.monotonic() - began
                     self._log(metrics, lines, done, losses, float(gradient))
                     losses = []
+                if evaluating and not stopping:
+                    began += self._evaluate(done)  # which is no training
                 due = time.monotonic() - saved > self.recipe.train.checkpoint_minutes * 60
                 if stopping or done == steps or (not losses and self.ranks.any(due)):
                     self._save(metrics, done)
@@ -169,6 +179,9 @@ class Run:
                     raise Stopped(
                         f"stopped after step {done} of {steps}, saved in {self.folder}; the same command goes on"
                     )
+
+    def _evaluate(self, step: int) -> float:
+        return self.watch.evaluate(step, self.tally.pairs, self.tally.seconds)
 
     def _count(self, batch: Batch) -> None:
         self.here.pairs += len(require_pairs(batch, self.batches.split).pixels)
@@ -225,7 +238,7 @@ class Run:
 
     def _save(self, metrics: MetricsLog, step: int) -> None:
         self.tally.metrics_bytes = metrics.sync()
-        description = {**self.data, "tally": vars(self.tally)}
+        description = {**self.data, "tally": vars(self.tally), "evaluations": vars(self.watch.seen)}
         checkpoint = Checkpoint(step, self.learner.state(), description)
         self.ranks.first_does(lambda: save_checkpoint(self.folder / "checkpoint", checkpoint))
 

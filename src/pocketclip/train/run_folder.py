@@ -53,7 +53,7 @@ def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
 
     The first rank holds it for all. The system lets go of the lock when its process ends, however that happens.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=1)  # seconds: `pocketclip runs` holds it for a moment, to see if it is free
 
     def hold() -> None:
         try:
