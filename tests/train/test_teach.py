@@ -1,6 +1,7 @@
 """A teacher's embeddings beside the shards, and training by them."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_they_are_the_teachers_embeddings_of_every_image_and_caption(
     np.testing.assert_allclose(captions, bundle.encode_texts(list(split.every_caption())).numpy(), atol=1e-3)
     assert np.diff(offsets).tolist() == [len(split.captions(row)) for row in range(len(split))]
     assert {0, 1, 2, 3} == set(np.diff(offsets))
-    assert json.loads((found / DESCRIPTION).read_text())["scale"] == pytest.approx(float(bundle.model.scale()))
+    assert json.loads((found / DESCRIPTION).read_text())["scale"] == pytest.approx(bundle.model.scale().item())
     assert {path.name for path in found.iterdir()} == {IMAGES, CAPTIONS, OFFSETS, DESCRIPTION}
 
 
@@ -122,7 +123,7 @@ def test_a_batch_has_what_the_teacher_says_of_its_own_pairs(trained: Path, data:
     tokenizer = load_tokenizer(data / "tokenizer.json", 16).tokenizer
     for batch in (data_set[0, 0], data_set[1, 2], *load_batches(data_set, 0, 2, workers=2)):
         assert batch.taught is not None
-        assert batch.taught.scale == pytest.approx(float(bundle.model.scale()))
+        assert batch.taught.scale == pytest.approx(bundle.model.scale().item())
         expected = bundle.encode_pixels(batch.pixels)
         torch.testing.assert_close(batch.taught.images.float(), expected, rtol=0, atol=1e-3)
         captions = [tokenizer.decode(ids.tolist()).strip() for ids in batch.tokens]
@@ -261,8 +262,8 @@ def test_a_student_learns_from_the_teacher_alone(trained: Path, data: Path, tmp_
         for one in (bundle, teacher)
     ]
     distance = (said[1].exp() * (said[1] - said[0])).sum(1).mean()
-    assert distance < 0.5
-    assert (said[0].argmax(1) == said[1].argmax(1)).float().mean() > 0.8
+    of_nothing = (said[1].exp() * (said[1] + math.log(len(rows)))).sum(1).mean()  # all captions alike
+    assert distance < 0.3 * of_nothing
 
 
 def test_what_is_missing_is_named(trained: Path, data: Path, tmp_path: Path, console: Console) -> None:

@@ -72,7 +72,7 @@ def teach(recipe: Recipe, console: Console) -> Path:
         description = {
             "teacher": recipe.train.teacher,
             "sha256": bundle.description["sha256"],
-            "scale": float(bundle.model.scale()),
+            "scale": bundle.model.scale().item(),
         }
         with whole_file(folder / DESCRIPTION) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
