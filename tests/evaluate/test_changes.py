@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import binomtest
@@ -71,13 +72,12 @@ def test_mcnemars_test_is_the_exact_binomial(lost: int, gained: int) -> None:
 
 
 def test_a_change_counts_images() -> None:
-    right_before, right_after = [1] * 6 + [0] * 4, [1, 1, 1, 0, 0, 0, 1, 0, 0, 0]
-    moves = [after - before for before, after in zip(right_before, right_after, strict=True)]
-    change = Change("a", 10, 6, moves.count(-1), moves.count(1), 1.0)
+    right_before, right_after = [1] * 600 + [0] * 400, [1] * 300 + [0] * 300 + [1] * 100 + [0] * 300
+    moves = np.array(right_after) - right_before
+    change = Change("a", 1000, 600, int((moves < 0).sum()), int((moves > 0).sum()), 1.0)
     assert (change.before, change.after, change.difference) == (60, 40, pytest.approx(-20))
-    mean = sum(moves) / 10
-    spread = (sum((one - mean) ** 2 for one in moves) / 10) ** 0.5
-    assert change.standard_error == pytest.approx(100 * spread / 10**0.5)
+    assert change.standard_error == pytest.approx(100 * moves.std() / 1000**0.5, rel=0.01)
+    assert 1 < Change("a", 45, 45, 45, 0, 1.0).standard_error < 5, "not sure, though all moved the same way"
 
 
 @pytest.mark.parametrize(

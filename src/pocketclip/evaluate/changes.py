@@ -1,7 +1,8 @@
 """What training changed for the same images: a bundle's evaluation beside that of the bundle it started from; no torch.
 
 Both live in one folder: the start's in `before/` inside that of the trained one. Source: McNemar 1947, "Note on the
-sampling error of the difference between correlated proportions"; the test is taken exactly, by the binomial.
+sampling error of the difference between correlated proportions", exactly, by the binomial; for the standard error
+Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions".
 """
 
 import math
@@ -49,9 +50,9 @@ class Change:
 
     @property
     def standard_error(self) -> float:
-        """Of the difference, points."""
-        moved, net = self.lost + self.gained, self.gained - self.lost
-        return 100 * math.sqrt(moved - net**2 / self.images) / self.images
+        """Of the difference, points; with half an image more in each of the four cells, so that few are not sure."""
+        images, moved, net = self.images + 2, self.lost + self.gained + 1, self.gained - self.lost
+        return 100 * math.sqrt(moved - net**2 / images) / images
 
     @property
     def p_value(self) -> float:

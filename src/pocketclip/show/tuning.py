@@ -10,6 +10,8 @@ from pocketclip.evaluate.changes import Change, what_it_has_forgotten
 from pocketclip.show.plots import BLACK, BLUE, ORANGE, SMALL, VERMILION, WIDTH, Table, percent
 from pocketclip.show.text import fitted
 
+ARROW = 3.0  # points; there is no room for one between marks that are nearer
+
 
 def changes_table(changes: Sequence[Change]) -> Table:
     """The numbers of the figure, a line a split; percent and points."""
@@ -40,22 +42,20 @@ def draw_changes(table: Table) -> Figure:
     axes = figure.subplots()
     places = np.arange(len(table))
     column = {name: [line[name] for line in table] for name in table[0]}
-    axes.vlines(column["chance"], places - 0.25, places + 0.25, color=BLACK, linewidth=2, label="chance")
+    axes.vlines(column["chance"], places - 0.16, places + 0.16, color=BLACK, linewidth=2, label="chance")
     for place, line in zip(places, table, strict=True):
-        arrow = {"arrowstyle": "->", "color": VERMILION if line["forgotten"] else BLUE, "linewidth": 2}
-        axes.annotate(
-            "", (line["after"], place), (line["before"], place), arrowprops=arrow | {"shrinkA": 5, "shrinkB": 4}
-        )
-        worst = "forgotten: " if line["forgotten"] else ""
-        note = (
-            f"{percent(line['before'])} → {percent(line['after'])}  "
-            f"({worst}{line['difference']:+.1f} ± {2 * line['standard_error']:.1f} points)"
-        ).replace("-", "\N{MINUS SIGN}")
-        axes.annotate(note, (0, place - 0.28), (4, 0), textcoords="offset points", va="center", size=SMALL)
-    axes.scatter(
-        column["before"], places, s=60, facecolor="white", edgecolor=ORANGE, linewidth=2, label="before", zorder=3
+        worst, colour = ("forgotten: ", VERMILION) if line["forgotten"] else ("", BLUE)
+        if abs(line["difference"]) > ARROW:
+            arrow = {"arrowstyle": "->", "color": colour, "linewidth": 2, "shrinkA": 7, "shrinkB": 4}
+            axes.annotate("", (line["after"], place), (line["before"], place), arrowprops=arrow)
+        note = f"({worst}{line['difference']:+.1f} ± {2 * line['standard_error']:.1f} points)"
+        note = f"{percent(line['before'])} → {percent(line['after'])}  {note}".replace("-", "\N{MINUS SIGN}")
+        axes.annotate(note, (0, place - 0.33), (4, 0), textcoords="offset points", va="center", size=SMALL)
+    ring, disc = (
+        {"linestyle": "", "marker": "o", "zorder": 3, "clip_on": False, "markersize": size} for size in (11, 6)
     )
-    axes.scatter(column["after"], places, s=60, color=BLUE, label="after", zorder=3)
+    axes.plot(column["before"], places, **ring, markerfacecolor="none", color=ORANGE, markeredgewidth=2, label="before")
+    axes.plot(column["after"], places, **disc, color=BLUE, label="after")
     names = [f"{fitted(line['split'], 22)} ({line['images']:,})" for line in table]
     axes.set_yticks(places, names)
     axes.set(xlim=(0, 102), ylim=(len(table) - 0.6, -0.6), xlabel="images whose right caption came first (%)")
