@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketclip.recipe.schema import TrainSettings
+from pocketclip.recipe.training import TrainSettings
 from pocketclip.train.global_loss import RememberedNegatives, global_loss
 from pocketclip.train.losses import ALONE, softmax_loss
 from pocketclip.train.schedule import renewed_share

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketclip.model.transformer import Transformer
-from pocketclip.recipe.schema import TextTowerSettings
+from pocketclip.recipe.towers import TextTowerSettings
 
 
 class TextTower(nn.Module):

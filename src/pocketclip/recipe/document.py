@@ -12,7 +12,7 @@ from pocketclip.recipe.zoo import IMAGE_TOWERS, SIZED
 HEAD = """# Settings
 
 Every key that a recipe can hold, with its type, its bounds and its default. This page is generated from
-`src/pocketclip/recipe/schema.py` by `python -m pocketclip.recipe.document`; a test holds the two together.
+`src/pocketclip/recipe/` by `python -m pocketclip.recipe.document`; a test holds the two together.
 
 A recipe file states only what differs from these defaults; on the command line any key can be given as
 `section.key=value`, for example `pocketclip train quickstart train.epochs=5 name=short`.

@@ -2,7 +2,7 @@
 
 import math
 
-from pocketclip.recipe.schema import TrainSettings
+from pocketclip.recipe.training import TrainSettings
 
 
 def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
