@@ -142,7 +142,7 @@ class Learner:
 
     def _by_place(self, captions: Tensor) -> tuple[Tensor, ...]:
         """[pairs * captions, ...] -> [pairs, ...] of each image's first caption, of its second, ..."""
-        return captions.unflatten(0, (-1, self.recipe.caption.per_image)).unbind(1)
+        return captions.view(-1, self.recipe.caption.per_image, *captions.shape[1:]).unbind(1)
 
     def _loss_of_pairs(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
         scale, bias = self.model.scale(), self.model.logit_bias
