@@ -257,7 +257,18 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="`auto`: CUDA, then Apple's GPU, then CPU"
     )
+    best_by: str = Field(
+        "",
+        description="the bundle holds the weights of the evaluation (`evaluate.every`) with the highest top-1 on this "
+        "split, or, by `loss`, with the lowest mean training loss since the one before; empty: the last weights",
+    )
+    patience: Natural = Field(
+        0, description="evaluations without a better one (`best_by`) after which the run ends early; 0: never"
+    )
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="minutes between checkpoints")
+    tensorboard: bool = Field(
+        False, description="log for TensorBoard too, into the run's folder; needs the extra `pocketclip[tensorboard]`"
+    )
 
 
 class EvaluateSettings(Settings):
@@ -318,10 +329,17 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _evaluates_something(self) -> Self:
-        if self.evaluate.every and not self.evaluate.splits:
+        every, splits, by = self.evaluate.every, self.evaluate.splits, self.train.best_by
+        if self.train.patience and not by:
+            raise ValueError(f"train.patience = {self.train.patience} waits for something better: set train.best_by")
+        if by and not every:
+            raise ValueError(f"train.best_by = {by!r} chooses among evaluations during training: set evaluate.every")
+        if by and by != "loss" and by not in splits:
             raise ValueError(
-                f"evaluate.every = {self.evaluate.every} has nothing to evaluate on: name splits in evaluate.splits"
+                f"train.best_by = {by!r} is none of evaluate.splits ({', '.join(splits) or 'none'}), nor `loss`"
             )
+        if every and not splits and not by:
+            raise ValueError(f"evaluate.every = {every} has nothing to evaluate on: name splits in evaluate.splits")
         return self
 
     @model_validator(mode="after")
