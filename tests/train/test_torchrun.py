@@ -94,6 +94,29 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_another_number_of_them(
     assert_close(tmp_path / "alone", run)
 
 
+def test_the_first_rank_evaluates_and_all_end_early(folder: Path, tmp_path: Path, console: Console) -> None:
+    recipe = small_recipe(
+        folder,
+        image_tower={"stem_channels": [], "pool": "class"},
+        train={"batch_size": 14, "epochs": 60, "learning_rate": 1e-9, "best_by": "train", "patience": 2},
+        evaluate={"splits": ["train"], "every": 1},
+    )
+    run = tmp_path / "runs" / "small"
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe))
+    train(recipe, tmp_path / "alone", console)
+    said = finish(start(2, file, tmp_path / "runs"))
+    assert said.count("ended early after step 9 of 180") == 1, said
+    assert said.count("evaluated in") == 3
+    assert_close(tmp_path / "alone", run)
+    found = [
+        [(line["step"], line["pairs"], line["top_1"]) for line in map(json.loads, file.read_text().splitlines())]
+        for file in (tmp_path / "alone" / "evaluations.jsonl", run / "evaluations.jsonl")
+    ]
+    assert [step for step, _, _ in found[0]] == [3, 6, 9]
+    assert found[0] == found[1]
+
+
 def test_a_stop_of_all_ranks_saves_and_a_mistake_is_said_once(folder: Path, tmp_path: Path) -> None:
     file, run = tmp_path / "recipe.toml", tmp_path / "runs" / "small"
     file.write_text(to_toml(recipe_of(folder, epochs=3000)))

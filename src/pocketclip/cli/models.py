@@ -122,11 +122,22 @@ def convert(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and evaluated: runs/NAME.")]) -> None:
-    """Draw the figures of a run and put them into one page."""
-    from pocketclip.show.report import write_report
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Runs' folders; one alone has to be trained and evaluated.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The page that compares several; else compare.html beside the first run.")
+    ] = None,
+) -> None:
+    """Draw the figures of a run and put them into one page; of several runs, a page that compares them."""
+    if len(run) == 1 and output is None:
+        from pocketclip.show.report import write_report
 
-    console.print(f"{write_report(run)}: open it in a browser", highlight=False)
+        page = write_report(run[0])
+    else:
+        from pocketclip.show.compare import write_comparison
+
+        page = write_comparison(run, output or run[0].resolve().parent / "compare.html")
+    console.print(f"{page}: open it in a browser", highlight=False)
 
 
 @app.command()
@@ -166,4 +177,4 @@ def quickstart(recipe: RecipeFile = "quickstart", overrides: Overrides = None, r
         check(recipe, overrides)
     train(recipe, overrides, runs)
     evaluate(run / "bundle")
-    report(run)
+    report([run])

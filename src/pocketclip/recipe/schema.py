@@ -180,10 +180,17 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _evaluates_something(self) -> Self:
-        if self.evaluate.every and not self.evaluate.splits:
+        every, splits, by = self.evaluate.every, self.evaluate.splits, self.train.best_by
+        if self.train.patience and not by:
+            raise ValueError(f"train.patience = {self.train.patience} waits for something better: set train.best_by")
+        if by and not every:
+            raise ValueError(f"train.best_by = {by!r} chooses among evaluations during training: set evaluate.every")
+        if by and by != "loss" and by not in splits:
             raise ValueError(
-                f"evaluate.every = {self.evaluate.every} has nothing to evaluate on: name splits in evaluate.splits"
+                f"train.best_by = {by!r} is none of evaluate.splits ({', '.join(splits) or 'none'}), nor `loss`"
             )
+        if every and not splits and not by:
+            raise ValueError(f"evaluate.every = {every} has nothing to evaluate on: name splits in evaluate.splits")
         return self
 
     @model_validator(mode="after")

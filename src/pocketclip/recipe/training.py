@@ -81,7 +81,18 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="`auto`: CUDA, then Apple's GPU, then CPU"
     )
+    best_by: str = Field(
+        "",
+        description="the bundle holds the weights of the evaluation (`evaluate.every`) with the highest top-1 on this "
+        "split, or, by `loss`, with the lowest mean training loss since the one before; empty: the last weights",
+    )
+    patience: Natural = Field(
+        0, description="evaluations without a better one (`best_by`) after which the run ends early; 0: never"
+    )
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="minutes between checkpoints")
+    tensorboard: bool = Field(
+        False, description="log for TensorBoard too, into the run's folder; needs the extra `pocketclip[tensorboard]`"
+    )
 
     def steps_of_run(self, steps_per_epoch: int) -> int:
         """How many steps the whole run has, where an epoch has so many."""

@@ -85,9 +85,7 @@ class FinishedRun:
         self.recipe: Recipe = load_resolved(recipe)
         self.recipe_text = recipe.read_text(encoding="utf-8")
         self.environment = json_object(folder / "environment.json", training)
-        self.metrics = read_lines(_existing(folder / "metrics.jsonl", training))
-        if not self.metrics:
-            raise DataError(f"{folder / 'metrics.jsonl'}: holds no whole line; train the run anew")
+        self.metrics, self.evaluations = read_metrics(folder), read_evaluations(folder)
         unfinished = "`pocketclip train` writes it when the run is complete; the same command goes on with it"
         self.training: dict[str, Any] = json_object(folder / "bundle" / "bundle.json", unfinished)["training"]
         self.results = read_results(_existing(folder / "evaluation" / "results.json", self._evaluating))
@@ -141,6 +139,21 @@ def count_parameters(path: Path) -> int | None:
             return sum(int(prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, at least one; raises DataError where there is none."""
+    path = folder / "metrics.jsonl"
+    lines = read_lines(_existing(path, f"`pocketclip train` writes it; is {folder} a run's folder?"))
+    if not lines:
+        raise DataError(f"{path}: holds no whole line; train the run anew")
+    return lines
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's evaluations during training; none where there were none."""
+    path = folder / "evaluations.jsonl"
+    return read_lines(path) if path.exists() else []
 
 
 def _of_length_one(vectors: NDArray[Any]) -> Vectors:

@@ -15,7 +15,7 @@ from rich.table import Table
 from pocketclip.errors import DataError, PocketCLIPError
 from pocketclip.evaluate.results import read_lines, read_results
 from pocketclip.recipe.toml import load_resolved
-from pocketclip.show.run import count_parameters, json_object
+from pocketclip.show.run import count_parameters, json_object, read_evaluations
 
 SIGNS = ("recipe.toml", "metrics.jsonl", "checkpoint", "bundle")  # of a run's folder one has at least one
 COLUMNS = ("run", "state", "steps", "pairs", "loss", "pairs/s", "time", "top-1", "parameters")
@@ -116,7 +116,7 @@ def _top_1(run: Path) -> dict[str, float]:
         results = read_results(run / "evaluation" / "results.json")
         return {result.benchmark: float(result.top_1) for result in results}
     best: dict[str, float] = {}
-    for line in read_lines(run / "evaluations.jsonl") if (run / "evaluations.jsonl").exists() else ():
+    for line in read_evaluations(run):
         best[line["split"]] = max(float(line["top_1"]), best.get(line["split"], 0.0))
     return best
 

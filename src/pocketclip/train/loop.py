@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from pocketclip.train.ranks import Ranks, open_ranks
 from pocketclip.train.run_folder import alone_in, check_folder, prepare_folder
 from pocketclip.train.schedule import learning_rate
 from pocketclip.train.teach import open_teacher
+from pocketclip.train.tensorboard import TensorBoard, require_tensorboard
 from pocketclip.train.watch import Seen, Watch
 
 LOG_EVERY = 10
@@ -64,6 +65,8 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
 
     Raises TrainingError, CheckpointError, DataError or TokenizerError, and Stopped after Ctrl-C or SIGTERM.
     """
+    if recipe.train.tensorboard:
+        require_tensorboard()
     device = choose_device(recipe.train.device, recipe.train.precision)
     with open_ranks(device.device) as ranks:
         return _train(recipe, folder, console, device, ranks)
@@ -90,13 +93,12 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
                 f"a whole batch does not fit the memory: {fitted.train.chunk_size} pairs are embedded at once"
             )
         learner = Learner(fitted, device, recipe.train.steps_of_run(batches.steps_per_epoch), len(split), ranks)
-        watch = Watch(recipe, folder, learner, tokenizer, console)
+        watch = Watch(recipe, folder, learner, tokenizer, batches.steps_per_epoch, console)
         run = Run(recipe, folder, console, learner, batches, watch)
         run.resume()
         run.go()
-        counted = {**vars(run.tally), "evaluation_seconds": watch.seen.seconds}
-        summary = {"steps": run.learner.steps, **counted, **run.origin}
-        ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
+        summary = {"steps": run.done, **vars(run.tally), **watch.summary(), **run.origin}
+        ranks.first_does(lambda: save_bundle(bundle, watch.chosen(), recipe, tokenizer, summary))
     return bundle
 
 
@@ -123,8 +125,8 @@ class Run:
     ) -> None:
         self.recipe, self.folder, self.console, self.watch = recipe, folder, console, watch
         self.learner, self.batches, self.ranks = learner, batches, learner.ranks
-        self.start, self.tally, self.here = 0, Tally(dropped=dict(batches.split.dropped)), Counted()
         self.origin = {"start": seal_of(Path(start))} if (start := recipe.train.start_from) else {}
+        self.done, self.tally, self.here = 0, Tally(dropped=dict(batches.split.dropped)), Counted()
         vocabulary = watch.tokenizer.fingerprint()
         self.data = {"rows": len(batches.split), "data": batches.split.fingerprint(), "tokenizer": vocabulary}
         self.data |= self.origin
@@ -144,44 +146,61 @@ class Run:
                 f"changed); restore them, or delete {self.folder} to start anew"
             )
         self.learner.restore(checkpoint.tensors)
-        self.start, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
+        self.done, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
         self.watch.seen = Seen(**checkpoint.description.get("evaluations", {}))
-        self.console.print(f"going on from step {self.start} of {self.learner.steps}")
+        self.console.print(f"going on from step {self.done} of {self.learner.steps}")
 
     def go(self) -> None:
-        """Train from `start` to the end of the run, saving on the way."""
+        """Train from where it is to the end of the run, saving on the way."""
         steps = self.learner.steps
-        lines = ProgressLine(self.console, steps, self.start)
-        log = MetricsLog(self.folder / "metrics.jsonl" if self.ranks.first else None, self.tally.metrics_bytes)
-        batches = load_batches(self.batches, self.start, steps, self.recipe.data.workers)
+        lines = ProgressLine(self.console, steps, self.done)
+        path = self.folder / "metrics.jsonl" if self.ranks.first else None
+        batches = load_batches(self.batches, self.done, steps, self.recipe.data.workers)
         before, losses = self.tally.seconds, list[Tensor]()
-        with stop_requested(once=self.ranks.count == 1) as stop, log as metrics, lines:
-            if self.watch.due(self.start):  # the run was stopped before it could be
-                self._evaluate(self.start)
+        with (
+            stop_requested(once=self.ranks.count == 1) as stop,
+            self._board() as self.watch.board,
+            MetricsLog(path, self.tally.metrics_bytes, self.watch.board) as metrics,
+            lines,
+        ):
+            if self.watch.due(self.done):  # the run was stopped before it could be
+                self._evaluate()
+                self._save(metrics)
             began = saved = time.monotonic()
-            for done, batch in enumerate(batches, start=self.start + 1):
+            for batch in batches if not self.watch.verdict else ():
                 self._count(batch)
-                loss, gradient = self.learner.step(batch, done - 1)
+                loss, gradient = self.learner.step(batch, self.done)
                 losses.append(loss)
-                stopping = self.ranks.any(stop.is_set()) and done < steps
-                evaluating = self.watch.due(done)
-                if done % LOG_EVERY == 0 or done == steps or stopping or evaluating:
+                self.done += 1
+                stopping = self.ranks.any(stop.is_set()) and self.done < steps
+                evaluating = self.watch.due(self.done)
+                if self.done % LOG_EVERY == 0 or self.done == steps or stopping or evaluating:
                     self.tally.seconds = before + time.monotonic() - began
-                    self._log(metrics, lines, done, losses, float(gradient))
+                    self._log(metrics, lines, losses, float(gradient))
                     losses = []
                 if evaluating and not stopping:
-                    began += self._evaluate(done)  # which is no training
+                    began += self._evaluate()  # which is no training
+                ended = self.done == steps or bool(self.watch.verdict)
                 due = time.monotonic() - saved > self.recipe.train.checkpoint_minutes * 60
-                if stopping or done == steps or (not losses and self.ranks.any(due)):
-                    self._save(metrics, done)
+                if stopping or ended or (not losses and self.ranks.any(due)):
+                    self._save(metrics)
                     saved = time.monotonic()
                 if stopping:
                     raise Stopped(
-                        f"stopped after step {done} of {steps}, saved in {self.folder}; the same command goes on"
+                        f"stopped after step {self.done} of {steps}, saved in {self.folder}; the same command goes on"
                     )
+                if ended:
+                    break
+        if self.watch.verdict:
+            self.console.print(f"ended early after step {self.done} of {steps}: {self.watch.verdict}", highlight=False)
 
-    def _evaluate(self, step: int) -> float:
-        return self.watch.evaluate(step, self.tally.pairs, self.tally.seconds)
+    def _board(self) -> AbstractContextManager[TensorBoard | None]:
+        if not (self.recipe.train.tensorboard and self.ranks.first):
+            return nullcontext()
+        return TensorBoard(self.folder / "tensorboard", self.done)
+
+    def _evaluate(self) -> float:
+        return self.watch.evaluate(self.done, self.tally.pairs, self.tally.seconds)
 
     def _count(self, batch: Batch) -> None:
         self.here.pairs += len(require_pairs(batch, self.batches.split).pixels)
@@ -195,15 +214,16 @@ class Run:
             total += one.dropped
         self.tally.dropped, self.here = dict(total), Counted()
 
-    def _log(self, metrics: MetricsLog, lines: ProgressLine, done: int, losses: list[Tensor], gradient: float) -> None:
+    def _log(self, metrics: MetricsLog, lines: ProgressLine, losses: list[Tensor], gradient: float) -> None:
         self._count_all_ranks()
-        loss = float(torch.stack(losses).mean())
+        done, loss = self.done, float(torch.stack(losses).mean())
         if not math.isfinite(loss) or not math.isfinite(gradient):
             raise TrainingError(
                 f"the loss became {loss} between steps {done - len(losses) + 1} and {done}; "
                 f"nothing was saved since the last checkpoint; try a lower train.learning_rate or a longer train.warmup"
             )
         self.tally.loss = loss
+        self.watch.note_losses(torch.stack(losses).tolist())
         rate = self.tally.pairs / self.tally.seconds
         memory = memory_in_use(self.learner.device) / 1e6
         metrics.write(
@@ -236,11 +256,16 @@ class Run:
                 "(try a third of train.learning_rate) or a warm-up too short."
             )
 
-    def _save(self, metrics: MetricsLog, step: int) -> None:
+    def _save(self, metrics: MetricsLog) -> None:
         self.tally.metrics_bytes = metrics.sync()
         description = {**self.data, "tally": vars(self.tally), "evaluations": vars(self.watch.seen)}
-        checkpoint = Checkpoint(step, self.learner.state(), description)
-        self.ranks.first_does(lambda: save_checkpoint(self.folder / "checkpoint", checkpoint))
+        checkpoint = Checkpoint(self.done, self.learner.state(), description)
+
+        def save() -> None:
+            save_checkpoint(self.folder / "checkpoint", checkpoint)
+            self.watch.saved()
+
+        self.ranks.first_does(save)
 
 
 def require_pairs(batch: Batch, split: Split) -> Batch:
