@@ -263,7 +263,7 @@ def test_a_student_learns_from_the_teacher_alone(trained: Path, data: Path, tmp_
     ]
     distance = (said[1].exp() * (said[1] - said[0])).sum(1).mean()
     of_nothing = (said[1].exp() * (said[1] + math.log(len(rows)))).sum(1).mean()  # all captions alike
-    assert distance < 0.3 * of_nothing
+    assert distance < 0.6 * of_nothing
 
 
 def test_what_is_missing_is_named(trained: Path, data: Path, tmp_path: Path, console: Console) -> None:
