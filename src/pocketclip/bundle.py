@@ -74,9 +74,9 @@ class Bundle:
         found = [torch.zeros(0, self.recipe.model.embedding_width)]
         for start in range(0, len(captions), self.recipe.evaluate.batch_size):
             some = captions[start : start + self.recipe.evaluate.batch_size]
-            tokens, ends = (torch.from_numpy(array).to(self.device.device) for array in self.tokenizer.encode(some))
+            tokens, ends = map(torch.from_numpy, self.tokenizer.encode(some))
             with self.device.autocast():
-                found.append(self.model.encode_texts(tokens, ends).cpu())
+                found.append(self.model.encode_texts(tokens.to(self.device.device), ends).cpu())
         return torch.cat(found)
 
 

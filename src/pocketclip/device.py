@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -50,6 +51,20 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise TrainingError where torch has no compiler for what it writes: C++ for a CPU, launchers in C for a GPU."""
+    if device.type == "cpu":
+        usual = {"Windows": "cl", "Darwin": "clang++"}.get(platform.system(), "g++")
+        names = [os.environ.get("CXX", usual)]
+    else:
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc", "cl"]
+    if not any(map(shutil.which, names)):
+        raise TrainingError(
+            f"train.compile: needs a compiler, and this machine has no {' or '.join(names)}; install one, or set "
+            "train.compile = false"
+        )
 
 
 def describe_environment(device: Device) -> dict[str, Any]:

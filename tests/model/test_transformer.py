@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import small_recipe
 from pocketclip.model import transformer
-from pocketclip.model.transformer import Attention, Layout, QuickGELU, Transformer
+from pocketclip.model.clip import CLIP
+from pocketclip.model.text_tower import rounded
+from pocketclip.model.transformer import Attention, Layout, QuickGELU, Transformer, packed_rows
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -90,3 +95,53 @@ def test_a_later_token_cannot_be_seen_and_an_earlier_one_is() -> None:
             changed[0, place] += torch.randn(16)
             difference = (tower.read_ends(changed, torch.tensor([end])) - before).abs().max()
             assert (difference > 1e-4) == (place <= end)
+
+
+LENGTHS = {"mixed": [2, 15, 4, 3, 8, 2], "alike": [15, 14, 15, 13, 15, 15]}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_gpus_way_gives_the_same_embeddings_and_gradients(
+    lengths: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, forced onto the CPU: padded to a good length, packed where that pays."""
+    torch.manual_seed(0)
+    model = CLIP(small_recipe(folder, text_tower={"layers": 3, "context_length": 20}))
+    ends = torch.tensor(LENGTHS[lengths]) - 1
+    tokens = torch.randint(2, 300, (6, 15))
+    monkeypatch.setattr(transformer, "packed_rows", lambda *_: None)
+    expected = model.encode_texts(tokens, ends)
+    packed = []
+
+    def as_on_a_gpu(ends: torch.Tensor, tokens: int, _: torch.device) -> int | None:
+        packed.append(packed_rows(ends, tokens, torch.device("cuda")))
+        return packed[-1]
+
+    monkeypatch.setattr(transformer, "packed_rows", as_on_a_gpu)
+    found = model.encode_texts(rounded(tokens, 20), ends)
+    assert packed == [6 * 6 if lengths == "mixed" else None]  # 34 tokens, a whole number each
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    weights = torch.randn_like(found)
+    for one, other in zip(
+        *(torch.autograd.grad((x * weights).sum(), list(model.text.parameters())) for x in (found, expected)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_packed_depends_on_where() -> None:
+    ends, gpu = torch.tensor(LENGTHS["mixed"]) - 1, torch.device("cuda")
+    assert packed_rows(ends, 16, torch.device("cpu")) == 64  # 34 in multiples of 32
+    assert packed_rows(ends, 9, torch.device("cpu")) == 54, "no more than there are"
+    assert packed_rows(ends, 16, gpu) == 36
+    assert packed_rows(ends, 7, gpu) is None, "little would be saved"
+    assert packed_rows(ends.to("meta"), 16, gpu) is None, "a look at ends on the GPU would stop its queue"
+
+
+def test_lengths_are_rounded_up_to_the_longest() -> None:
+    tokens = torch.arange(2 * 17).view(2, 17)
+    found = rounded(tokens, 77)
+    assert found.shape == (2, 24)
+    assert torch.equal(found[:, :17], tokens)
+    assert rounded(tokens, 20).shape == (2, 20)
+    assert rounded(tokens[:, :16], 77).shape == (2, 16)

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from pocketclip.model.image_tower import ImageTower
 from pocketclip.model.resnet import ResNet
 from pocketclip.model.text_tower import TextTower
-from pocketclip.model.transformer import Transformer
+from pocketclip.model.transformer import Block, Transformer
 from pocketclip.recipe.schema import Recipe
+
+COMPILED = 64  # kinds of a block at most; torch would leave the ninth uncompiled
 
 
 class CLIP(nn.Module):
@@ -54,6 +56,17 @@ class CLIP(nn.Module):
         for module in self.modules():
             if isinstance(module, Transformer):
                 module.recompute = recompute
+
+    def compile_blocks(self) -> None:
+        """Let torch compile the transformer blocks, each as it is first run: all of a tower share what comes of it.
+
+        Shapes are taken as unknown from the beginning, so that what is compiled does not depend on which came first.
+        The state's keys stay.
+        """
+        torch._dynamo.config.recompile_limit = COMPILED  # each tower, with and without a gradient, and so on
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile(dynamic=True)
 
     @torch.no_grad()
     def clamp_scale(self) -> None:

@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 # (docs/log.md, 2026-11-23); from this many tokens on its smaller memory wins.
 FUSED_ATTENTION_FROM = 256
 
-
-# Packed streams have a multiple of this many rows.
+# Packed streams have a multiple of this many rows on the CPU, where each new number costs a newly compiled product.
 PACKED_MULTIPLE = 32
+# On a GPU packing a stream costs copies in each block, which are worth it up to this share of the whole.
+PACKED_AT_MOST = 0.75
 
 
 class QuickGELU(nn.Module):
@@ -49,7 +50,7 @@ class Layout:
     def gather(self, x: Tensor) -> Tensor:
         """[batch, tokens, width] -> [rows, width]."""
         flat = x.reshape(self.batch * self.tokens, -1)
-        return flat if self.filled is None else flat[self.filled]
+        return flat if self.filled is None else flat.index_select(0, self.filled)
 
 
 class Attention(nn.Module):
@@ -127,18 +128,35 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Perceptron(width, mlp_width, quick_gelu)
 
-    def forward(self, x: Tensor, layout: Layout, causal: bool) -> Tensor:
-        """[rows, width] -> the same shape."""
-        x = x + self.attn(self.ln_1(x), layout, causal)
-        mixed: Tensor = x + self.mlp(self.ln_2(x))
-        return mixed
+    def forward(
+        self, x: Tensor, layout: Layout, causal: bool, rows: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """[rows, width] -> the same shape; or, at one row of each sequence alone, [batch, width].
 
-    def read(self, x: Tensor, rows: Tensor, layout: Layout, seen: Tensor | None) -> Tensor:
-        """What `forward` gives at one row of each sequence: [rows, width], [batch] row numbers -> [batch, width]."""
+        rows: [batch], the numbers of those rows. seen: [batch, 1, 1, tokens], what they may look at.
+        """
         normed = self.ln_1(x)
-        here = x[rows] + self.attn.read(normed, normed[rows], layout, seen)
+        if rows is None:
+            here = x + self.attn(normed, layout, causal)
+        else:
+            here = x[rows] + self.attn.read(normed, normed[rows], layout, seen)
         mixed: Tensor = here + self.mlp(self.ln_2(here))
         return mixed
+
+
+def packed_rows(ends: Tensor, tokens: int, device: torch.device) -> int | None:
+    """How many tokens of sequences [batch, tokens] that end at `ends` are computed on a device; None: all.
+
+    Their own, and a few more: numbers of rows should repeat. On a GPU nothing is packed where little would be saved,
+    nor where the ends lie there, as a look at them would stop its queue; nor in a graph for other programs, whose
+    number of rows cannot depend on the captions.
+    """
+    if ends.device.type != "cpu" or torch.compiler.is_exporting():
+        return None
+    on_cpu, whole = device.type == "cpu", len(ends) * tokens
+    multiple = PACKED_MULTIPLE if on_cpu else max(1, len(ends))
+    rows = min(whole, math.ceil(int((ends + 1).sum()) / multiple) * multiple)
+    return rows if on_cpu or rows <= PACKED_AT_MOST * whole else None
 
 
 class Transformer(nn.Module):
@@ -182,15 +200,14 @@ class Transformer(nn.Module):
     def read_ends(self, x: Tensor, ends: Tensor) -> Tensor:
         """Each token sees itself and those before it; read at the positions `ends` [batch] -> [batch, width].
 
-        What stands after an end cannot be seen from it. On the CPU it is not computed at all; on a GPU finding out how
-        much there is to compute would stop the queue, and a graph for other programs has no place for it.
+        What stands after an end cannot be seen from it, and is left out of the stream (`packed_rows`). ends: best on
+        the CPU, wherever x is.
         """
         batch, tokens = x.shape[:2]
-        places = torch.arange(tokens, device=x.device)
-        before = places <= ends[:, None]
-        if x.device.type == "cpu" and not torch.compiler.is_exporting():
-            # Rounded up by some padding after all, as each new number of rows costs a newly compiled product.
-            computed = math.ceil(int(before.sum()) / PACKED_MULTIPLE) * PACKED_MULTIPLE
+        computed = packed_rows(ends, tokens, x.device)
+        ends = ends.to(x.device, non_blocking=True)
+        before = torch.arange(tokens, device=x.device) <= ends[:, None]
+        if computed is not None:
             filled = before.flatten().logical_not().argsort(stable=True)[:computed]
             layout, rows = Layout(batch, tokens, filled), (ends + 1).cumsum(0) - 1
         else:
@@ -201,7 +218,7 @@ class Transformer(nn.Module):
         *blocks, last = self.resblocks
         for block in blocks:
             x = self._through(block, x, layout, seen is not None)
-        result: Tensor = last.read(x, rows, layout, seen)  # type: ignore[operator]
+        result: Tensor = last(x, layout, seen is not None, rows, seen)
         return result
 
     def _through(self, block: nn.Module, x: Tensor, layout: Layout, causal: bool) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pocketclip.data.batches import Batch
 from pocketclip.data.images import normalise
 from pocketclip.data.teacher import Taught
-from pocketclip.device import Device
+from pocketclip.device import Device, require_compiler
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.train.average import AveragedModel
@@ -32,7 +32,7 @@ from pocketclip.train.start import interpolate, lock, start_from
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a batch: pixels, or features, on the CPU; token ids and end positions on the device."""
+    """Some rows of a batch: pixels, or features, and end positions on the CPU; token ids on the device."""
 
     pixels: Tensor
     tokens: Tensor
@@ -68,6 +68,9 @@ class Learner:
         self.recipe, self.device, self.steps, self.ranks = recipe, device, steps, ranks
         self.model = CLIP(recipe).to(device.device).train()
         self.model.recompute_blocks(recipe.train.recompute)
+        if recipe.train.compile:
+            require_compiler(device.device)
+            self.model.compile_blocks()
         self.start: dict[str, Tensor] | None = None  # the weights before training, where they are needed again
         if recipe.train.start_from:
             start_from(self.model, Path(recipe.train.start_from))
@@ -87,7 +90,7 @@ class Learner:
         device = self.device.device
         if device.type == "cuda":  # elsewhere torch has none: a batch norm there sees its rank's part of the batch
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(towers, device_ids=[device] if device.type == "cuda" else None)
+        return DistributedDataParallel(towers)  # without `device_ids`: it would move the captions' ends to the GPU
 
     def step(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """One optimisation step; returns the loss and the gradient's length before clipping, still on the device.
@@ -125,7 +128,7 @@ class Learner:
             loss = self._with_teacher(loss, images, texts, batch.taught)
             return loss * self.ranks.count  # as the gradients are averaged
 
-        parts = self._parts(batch.pixels, tokens, ends)
+        parts = self._parts(batch.pixels, tokens, batch.ends)
         not_last = self.towers.no_sync if isinstance(self.towers, DistributedDataParallel) else nullcontext
         loss = cached_backward(parts, self._embed, loss_of, self.model, not_last)
         for parameter in (self.model.logit_scale, self.model.logit_bias):  # of no tower

@@ -7,6 +7,7 @@ from pocketclip.data.batches import Batch
 from pocketclip.device import Device
 from pocketclip.errors import TrainingError
 from pocketclip.model.budget import Budget, count_budget
+from pocketclip.model.transformer import packed_rows
 from pocketclip.recipe.schema import Recipe
 
 USABLE = 0.9  # of the free memory: other programs want some, and what is counted is not all
@@ -51,8 +52,10 @@ def _too_large(recipe: Recipe, chunk: int, budget: Budget, free: float) -> str:
 
 
 def computed_tokens(batch: Batch, device: Device) -> float:
-    """Tokens a caption that the text tower computes: on the CPU its own, on a GPU the batch's longest (padding too)."""
-    return float((batch.ends + 1).float().mean()) if device.device.type == "cpu" else float(batch.tokens.shape[1])
+    """Tokens a caption that the text tower computes: its own and some padding, or up to the longest of its batch."""
+    length = batch.tokens.shape[1]
+    rows = packed_rows(batch.ends, length, device.device)
+    return length if rows is None else rows / len(batch.ends)
 
 
 def free_memory(device: Device) -> float:
