@@ -122,7 +122,7 @@ class Watch:
         said = ", ".join(found or [f"mean loss {loss:.3f}"])
         self.console.print(f"step {step}/{self.learner.steps}  {said}  evaluated in {took:.1f} s", highlight=False)
         seen = replace(self.seen, step=step, seconds=self.seen.seconds + took, log_bytes=length, losses=0.0, steps=0)
-        values = {"loss": loss} | {one.benchmark: one.top_1 for one in results}
+        values = {one.benchmark: one.top_1 for one in results} | {"loss": loss}
         return self._judged(seen, values[self.by], model) if self.by else seen
 
     def _judged(self, seen: Seen, value: float, model: CLIP) -> Seen:
