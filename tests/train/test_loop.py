@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from conftest import example_rows, small_recipe
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import write_shards
-from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerError, TrainingError
+from pocketclip.errors import BundleError, CheckpointError, DataError, Stopped, TokenizerError, TrainingError
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_recipe, to_toml
 from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
@@ -304,3 +304,13 @@ def test_a_second_process_is_refused_and_a_stop_of_the_whole_group_saves(
     assert "the same command goes on" in said
     assert complained == ""
     assert list((runs / "small" / "checkpoint").glob("step-*"))
+
+
+def test_what_is_refused_leaves_the_name_free(folder: Path, tmp_path: Path, console: Console) -> None:
+    recipe = small_recipe(folder, train={"start_from": str(tmp_path / "nowhere")})
+    (tmp_path / "nowhere").mkdir()
+    shutil.copy(folder / "tokenizer.json", tmp_path / "nowhere")
+    with pytest.raises(BundleError):
+        train(recipe, tmp_path / "run", console)
+    assert [file.name for file in (tmp_path / "run").iterdir()] in ([], ["training.lock"])
+    train(small_recipe(folder, train={"steps": 1}), tmp_path / "run", console)

@@ -85,7 +85,6 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
         if ranks.first_does(bundle.exists):
             console.print(f"{bundle} is complete; delete {folder} to train it anew")
             return bundle
-        ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
         tokens = computed_tokens(require_pairs(batches[0, 0], split), device)
         fitted = ranks.first_does(lambda: fit_to_memory(recipe, tokens, device, ranks.count)[0])
         if fitted != recipe:
@@ -95,6 +94,8 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
         learner = Learner(fitted, device, recipe.train.steps_of_run(batches.steps_per_epoch), len(split), ranks)
         watch = Watch(recipe, folder, learner, tokenizer, batches.steps_per_epoch, console)
         run = Run(recipe, folder, console, learner, batches, watch)
+        # What is refused until here leaves no trace: with the mistake mended the same name is free.
+        ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
         run.resume()
         run.go()
         summary = {"steps": run.done, **vars(run.tally), **watch.summary(), **run.origin}
