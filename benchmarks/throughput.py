@@ -72,19 +72,22 @@ def recipe_for(batch_size: int, vocabulary_size: int) -> Recipe:
     return parse_recipe(sizes, "benchmarks/throughput.py")
 
 
-def draw_pairs(recipe: Recipe, folder: Path) -> list[Pairs]:
-    """Some batches of random pixels and captions of the data set, the first of each row."""
+def draw_pairs(recipe: Recipe, folder: Path, batches: int = BATCHES, normalised: bool = True) -> list[Pairs]:
+    """Some batches of random pixels and captions of the data set, the first of each row.
+
+    normalised: whether OpenCLIP's images are made too, which take much memory.
+    """
     tokenizer = import_open_clip().SimpleTokenizer()
     split, random = Split(folder, "train"), np.random.default_rng(recipe.seed)
     size, pairs = recipe.image.size, recipe.train.batch_size
     found = []
-    for number in range(BATCHES):
-        rows = random.choice(len(split), size=pairs, replace=False)
+    for number in range(batches):
+        rows = random.choice(len(split), size=pairs, replace=pairs > len(split))
         texts = tokenizer([split.captions(int(row))[0] for row in rows])
         ends = texts.argmax(dim=1)  # the end token has the highest id
         pixels = torch.from_numpy(random.integers(0, 256, size=(pairs, size, size, 3), dtype=np.uint8))
-        ours = Batch((0, number), pixels, texts[:, : int(ends.max()) + 1], ends, Counter())
-        found.append(Pairs(ours, normalise(pixels, recipe.image), texts))
+        ours = Batch((0, number), pixels, texts[:, : int(ends.max()) + 1], ends, torch.from_numpy(rows), Counter())
+        found.append(Pairs(ours, normalise(pixels[: pairs if normalised else 0], recipe.image), texts))
     return found
 
 

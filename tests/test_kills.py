@@ -44,7 +44,7 @@ LAG = 0.01  # seconds of a server before each answer, so that kills come while a
 def start(folder: Path, *arguments: object, code: str = "") -> subprocess.Popen[bytes]:
     """A command in a session of its own; what it says is in said.txt. code: goes before the program."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "UNSPLASH_ACCESS_KEY": "key"}
-    program = ["-c", f"{code}\nfrom pocketclip.cli import main\nmain()"] if code else ["-m", "pocketclip"]
+    program = ["-c", f"{code}\nfrom pocketclip.cli.main import main\nmain()"] if code else ["-m", "pocketclip"]
     with (folder.parent / f"{folder.name}-said.txt").open("ab") as said:
         return subprocess.Popen(
             [sys.executable, *program, *map(str, arguments)],

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pocketclip.cli import app
+from pocketclip.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 VERBS = {
-    "words", "search", "join", "fetch", "clean", "pack", "tokenizer", "check", "train", "evaluate", "report",
-    "convert", "quickstart",
+    "words", "search", "join", "fetch", "clean", "pack", "tokenizer", "check", "teach", "train", "evaluate",
+    "report", "convert", "runs", "quickstart",
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_files_stay_readable_in_one_sitting() -> None:
 def test_help_and_recipe_mistakes_answer_without_torch(command: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['pocketclip', *sys.argv[1:]]\n"
-        "from pocketclip.cli import main\n"
+        "from pocketclip.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print('torch' in sys.modules, 'numpy' in sys.modules)"

@@ -1,6 +1,6 @@
 """`python -m pocketclip`."""
 
-from pocketclip.cli import main
+from pocketclip.cli.main import main
 
 if __name__ == "__main__":
     main()

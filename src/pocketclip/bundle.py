@@ -89,8 +89,7 @@ def save_bundle(
     """
     try:
         with whole_folder(folder) as temporary:
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            (temporary / WEIGHTS).write_bytes(to_safetensors(state, metadata={"format": "pt"}))
+            (temporary / WEIGHTS).write_bytes(weights_of(model))
             (temporary / RECIPE).write_text(to_toml(recipe), encoding="utf-8")
             tokenizer.save(temporary)
             sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
@@ -99,6 +98,12 @@ def save_bundle(
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written: {error.strerror}; nothing there was changed") from None
+
+
+def weights_of(model: CLIP) -> bytes:
+    """A model's weights as a safetensors file holds them."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return to_safetensors(state, metadata={"format": "pt"})
 
 
 def load(folder: Path | str, device: str = "auto") -> Bundle:
@@ -117,6 +122,11 @@ def load(folder: Path | str, device: str = "auto") -> Bundle:
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(f"{folder / WEIGHTS}: does not fit its recipe: {error}") from None
     return Bundle(model.to(chosen.device).eval(), recipe, tokenizer, description, chosen)
+
+
+def seal_of(folder: Path) -> str:
+    """What tells a bundle from every other: the SHA-256 over all of it. Raises BundleError where it is damaged."""
+    return str(_checked_description(folder)["seal"])
 
 
 def _checked_description(folder: Path) -> dict[str, Any]:

@@ -351,7 +351,7 @@ def _start_method() -> multiprocessing.context.BaseContext:
     A fork copies locks that other threads hold and never lets them go, so that it is safe only on Linux, and only
     before threads have been started: Python's own, or those of libraries that have some.
     """
-    threaded = {"torch", "pyarrow", "duckdb", "rapidgzip", "ray"} & sys.modules.keys()
+    threaded = {"torch", "pyarrow", "duckdb", "ray"} & sys.modules.keys()
     safe = sys.platform == "linux" and threading.active_count() == 1 and not threaded
     return multiprocessing.get_context("fork" if safe else "spawn")
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from pocketclip.collect import words
 from pocketclip.collect.wikitext import LINK, SILENT_ELEMENT, TEMPLATE, visible_text
 from pocketclip.collect.word_list import Nouns, chosen_words, common_words, read_word_list, write_word_list
-from pocketclip.collect.words import count_piece, count_words, fold
+from pocketclip.collect.words import count_words, count_xml, fold
 from pocketclip.engine import open_engine
 from pocketclip.errors import CollectError
 from pocketclip.recipe.collecting import WordsSettings
@@ -71,42 +71,63 @@ def multistream(pages: list[str], per_stream: int) -> bytes:
 def write_dump(kind: str, pages: list[str], folder: Path) -> Path:
     path = folder / ("dump.xml" if kind == "xml" else "dump.xml.bz2")
     whole = (HEAD + "".join(pages) + TAIL).encode()
-    path.write_bytes({"xml": whole, "plain": bz2.compress(whole), "multistream": multistream(pages, 10)}[kind])
+    middle = len(whole) // 2 + 5  # inside a page
+    path.write_bytes(
+        {
+            "xml": whole,
+            "plain": bz2.compress(whole, 1),  # in blocks of 100 kB
+            "joined": bz2.compress(whole[:middle], 1) + bz2.compress(whole[middle:], 1),
+            "multistream": multistream(pages, 10),
+        }[kind]
+    )
     return path
+
+
+KINDS = ["xml", "plain", "joined", "multistream"]
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(words, "XML_PIECE_BYTES", 3000)
+    monkeypatch.setattr(words, "PIECE_BYTES", 700)
 
 
-@pytest.mark.parametrize("kind", ["xml", "plain", "multistream"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_counts_equal_a_plain_count_whatever_the_dump_looks_like(kind: str, tmp_path: Path, console: Console) -> None:
-    dump = write_dump(kind, numbered_pages(300), tmp_path)
+    dump = write_dump(kind, numbered_pages(3000), tmp_path)
     number, read = count_words(dump, tmp_path / "words.tsv", ALL, InProcess(), console)
     found = counts(tmp_path / "words.tsv")
-    assert found == expected(300)
+    assert found == expected(3000)
     assert list(found) == sorted(found, key=lambda word: (-found[word], word))
-    assert (number, read.pages, read.articles) == (len(found), 300, 300)
+    assert (number, read.pages, read.articles) == (len(found), 3000, 3000)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([dump.name, "words.tsv"])
 
 
-@pytest.mark.parametrize("kind", ["xml", "plain", "multistream"])
+@pytest.mark.parametrize("size", [5, 97, 1000])
+def test_pages_and_their_tags_may_lie_across_pieces(
+    size: int, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "PIECE_BYTES", size)
+    dump = write_dump("xml", [*numbered_pages(9), page("long " * 3000), *numbered_pages(2)], tmp_path)
+    _, read = count_words(dump, tmp_path / "words.tsv", ALL, InProcess(), console)
+    assert counts(tmp_path / "words.tsv") == expected(9) + expected(2) + Counter({"long": 3000})
+    assert (read.pages, read.articles, read.xml_bytes) == (12, 12, dump.stat().st_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_memory_that_holds_few_words_changes_nothing(
     kind: str, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(words, "DISTINCT_WORDS", 5)
-    count_words(write_dump(kind, numbered_pages(300), tmp_path), tmp_path / "words.tsv", ALL, InProcess(), console)
-    assert counts(tmp_path / "words.tsv") == expected(300)
+    count_words(write_dump(kind, numbered_pages(3000), tmp_path), tmp_path / "words.tsv", ALL, InProcess(), console)
+    assert counts(tmp_path / "words.tsv") == expected(3000)
 
 
-@pytest.mark.parametrize("kind", ["xml", "plain", "multistream"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_count_that_was_stopped_goes_on_and_counts_nothing_twice(
     kind: str, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(words, "RUN_SECONDS", 0.0)
-    dump = write_dump(kind, numbered_pages(400), tmp_path)
+    dump = write_dump(kind, numbered_pages(5000), tmp_path)
 
     class Stopping(InProcess):
         def map(self, function, pieces, inflight=None):  # noqa: ARG002
@@ -128,7 +149,7 @@ def test_a_count_that_was_stopped_goes_on_and_counts_nothing_twice(
                 yield function(piece)
 
     count_words(dump, tmp_path / "words.tsv", ALL, Watching(), console)
-    assert counts(tmp_path / "words.tsv") == expected(400)
+    assert counts(tmp_path / "words.tsv") == expected(5000)
     assert seen[0] > 0
 
 
@@ -139,7 +160,7 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from rich.console import Console\n"
         "from pocketclip.collect import words; from pocketclip.engine import open_engine\n"
         "from pocketclip.recipe.collecting import WordsSettings\n"
-        "words.PIECE_BYTES, words.RUN_SECONDS = 3000, 0.0\n"
+        "words.RUN_SECONDS = 0.0\n"
         "if __name__ == '__main__':\n"
         "    with open_engine('local', 2) as engine:\n"
         "        words.count_words(Path(sys.argv[1]), Path(sys.argv[2]), WordsSettings(minimum=0), engine, Console())\n"
@@ -177,10 +198,10 @@ def test_only_articles_and_frequent_words_are_kept(tmp_path: Path, console: Cons
     assert counts(tmp_path / "words.tsv") == {"often": 3}
 
 
-@pytest.mark.parametrize("kind", ["xml", "plain", "multistream"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.3, 0.97])
 def test_a_truncated_dump_is_named(kind: str, share: float, tmp_path: Path, console: Console) -> None:
-    dump = write_dump(kind, numbered_pages(300), tmp_path)
+    dump = write_dump(kind, numbered_pages(3000), tmp_path)
     content = dump.read_bytes()
     dump.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CollectError, match=rf"{dump.name}: .*download it again"):
@@ -211,7 +232,7 @@ def test_what_is_no_whole_dump_is_named(
 @given(st.binary(max_size=400))
 def test_no_bytes_crash_the_counting(noise: bytes) -> None:
     xml = HEAD.encode() + b"<page><ns>0</ns><text>" + noise.replace(b"</text>", b"") + b"</text></page>"
-    for word in fold(count_piece(words.Piece("", 0, len(xml), xml)).words):
+    for word in fold(count_xml(xml).words):
         assert re.fullmatch(r"[a-z']{2,30}", word)
 
 
@@ -275,7 +296,7 @@ def test_quick_patterns_find_what_plain_ones_do(source: str) -> None:
 def test_words_are_english_whole_and_lower_case() -> None:
     text = "Dog's DOGS’ naïve über Straße—word rock-climbing don't 'tis 1999 a e\u0301t\u00e9 日本 x" + " " + "z" * 31
     xml = page(text).encode()
-    found = fold(count_piece(words.Piece("", 0, len(xml), xml)).words)
+    found = fold(count_xml(xml).words)
     assert found == {"dog": 1, "dogs": 1, "word": 1, "rock": 1, "climbing": 1, "don't": 1, "tis": 1}
     assert fold(Counter({b"dog": 2, b"dog's": 3, b"'dog'": 1})) == {"dog": 6}
 

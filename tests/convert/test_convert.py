@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from conftest import draw, small_recipe
-from pocketclip.cli import main
+from pocketclip.cli.main import main
 from pocketclip.convert import check, huggingface, open_clip
 from pocketclip.convert.check import embed, largest_difference, sample
 from pocketclip.convert.convert import convert, detect

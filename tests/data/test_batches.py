@@ -36,7 +36,7 @@ def make_batches(recipe: Recipe) -> TrainingBatches:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    fields = ("pixels", "tokens", "ends")
+    fields = ("pixels", "tokens", "ends", "rows")
     return one.position == other.position and all(torch.equal(getattr(one, f), getattr(other, f)) for f in fields)
 
 
@@ -47,6 +47,7 @@ def test_an_epoch_holds_every_row_once_and_epochs_differ(folder: Path) -> None:
     for epoch in range(3):
         order = [images.index(image.numpy().tobytes()) for step in range(3) for image in batches[epoch, step].pixels]
         assert sorted(order) == list(range(45))
+        assert order == [row for step in range(3) for row in batches[epoch, step].rows.tolist()]
         orders.append(order)
     assert orders[0] != orders[1] != orders[2]
     shards = [[row // 20 for row in order[:15]] for order in orders]

@@ -18,7 +18,7 @@ from rich.console import Console
 from test_pack import PICTURES, Counting, class_folders, contents, stopped
 from typer.testing import CliRunner
 
-from pocketclip.cli import app
+from pocketclip.cli.main import app
 from pocketclip.data import pack as packing
 from pocketclip.data import pieces as cutting
 from pocketclip.data import sources, tables

@@ -5,8 +5,9 @@ from torch.nn import functional as F
 from pocketclip.model.budget import count_budget
 from pocketclip.model.clip import CLIP
 from pocketclip.model.resnet import AttentionPool, Bottleneck, ResNet
-from pocketclip.recipe.schema import ImageTowerSettings, Recipe
+from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import parse_recipe
+from pocketclip.recipe.towers import ImageTowerSettings
 
 
 def rn50() -> Recipe:

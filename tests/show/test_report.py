@@ -23,7 +23,8 @@ from pocketclip.show.run import FinishedRun
 EVIL = '<script>alert("x")</script> & $x_1$'
 CAPTIONS = [["a dog", "hound"], ["a cat"], ["hound"], [EVIL], ["犬 🫠"], ["a tree"]]
 METRICS = [
-    {"step": step, "pairs": 8 * step, "loss": loss, "learning_rate": rate, "memory_mb": 100.0 + step}
+    {"step": step, "epoch": step / 25, "pairs": 8 * step, "seconds": 2.0 * step, "loss": loss, "learning_rate": rate}
+    | {"memory_mb": 100.0 + step}
     for step, loss, rate in ((10, 2.0, 1e-3), (20, 1.5, 5e-4), (25, 1.25, 0.0))
 ]
 
@@ -76,7 +77,8 @@ def make_run(folder):
     for split in ("train", "unseen"):
         write_shards(rows(CAPTIONS), data, split)
     write_manifest(data, {"source": "openmoji", "attribution": {"pictures": "By <Someone>", "licence": "CC BY-SA 4.0"}})
-    values = {"name": "tiny", "data": {"folder": str(data)}, "train": {"batch_size": 8}, "image": {"size": 32}}
+    values = {"name": "tiny", "data": {"folder": str(data)}, "image": {"size": 32}}
+    values["train"] = {"batch_size": 8, "epochs": 1}
     (run / "bundle").mkdir(parents=True)
     (run / "recipe.toml").write_text(to_toml(parse_recipe(values, "test")), encoding="utf-8")
     (run / "environment.json").write_text(

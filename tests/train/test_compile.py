@@ -17,6 +17,8 @@ from pocketclip.train.loop import train
 from train.test_loop import assert_same_weights, stop_after
 from train.test_optimizer import a_batch
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # what torch does to compile makes torch warn
+
 
 def recipe_of(folder: Path, **changes: object) -> Recipe:
     tower = {"layers": 3, "stem_channels": [], "pool": "class"}

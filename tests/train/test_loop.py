@@ -9,6 +9,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from conftest import example_rows, small_recipe
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import write_shards
-from pocketclip.errors import CheckpointError, DataError, Stopped, TokenizerError, TrainingError
+from pocketclip.errors import BundleError, CheckpointError, DataError, Stopped, TokenizerError, TrainingError
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_recipe, to_toml
 from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
@@ -49,12 +50,16 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "step", step_and_stop)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "float32"}, {"precision": "bfloat16"}, {"loss": "global", "label_smoothing": 0.0}],
+    ids=["float32", "bfloat16", "global loss"],
+)
 @pytest.mark.parametrize("stop", [0, 4])
 def test_ten_steps_are_five_and_a_stop_and_five(
-    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, precision: str, stop: int
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], stop: int
 ) -> None:
-    recipe = small_recipe(folder, train={"precision": precision})
+    recipe = small_recipe(folder, train=settings)
     train(recipe, tmp_path / "whole", console)
     with monkeypatch.context() as patch:
         stop_after(stop, patch)
@@ -63,6 +68,33 @@ def test_ten_steps_are_five_and_a_stop_and_five(
     assert not (tmp_path / "stopped" / "bundle").exists()
     train(recipe, tmp_path / "stopped", console)
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+def test_a_run_of_steps_ends_inside_an_epoch_and_stops_and_goes_on(
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    recipe = small_recipe(folder, train={"steps": steps}, data={"workers": 1})
+    assert check(recipe).steps == steps
+    train(recipe, tmp_path / "whole", console)
+    last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["epoch"], last["pairs"]) == (steps, steps / 3, 15 * steps)
+    assert last["learning_rate"] < 0.1 * recipe.train.learning_rate or steps == 2, "the cosine ends where the run does"
+    alone = small_recipe(folder, train={"steps": steps, "epochs": 50})
+    with monkeypatch.context() as patch:
+        stop_after(steps - 2, patch)
+        with pytest.raises(Stopped, match=f"stopped after step {steps - 1} of {steps}"):
+            train(alone, tmp_path / "stopped", console)
+    train(alone, tmp_path / "stopped", console)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_steps_are_as_good_as_their_epochs(folder: Path, tmp_path: Path, console: Console) -> None:
+    train(small_recipe(folder, train={"steps": 6}), tmp_path / "steps", console)
+    train(small_recipe(folder, train={"epochs": 2}), tmp_path / "epochs", console)
+    assert_same_weights(tmp_path / "steps", tmp_path / "epochs")
+    with pytest.raises(TrainingError, match=r"another recipe \(train\.steps differ\)"):
+        train(small_recipe(folder, train={"steps": 7}), tmp_path / "steps", console)
 
 
 def test_the_loss_falls_and_the_log_says_so(trained: Path) -> None:
@@ -272,3 +304,13 @@ def test_a_second_process_is_refused_and_a_stop_of_the_whole_group_saves(
     assert "the same command goes on" in said
     assert complained == ""
     assert list((runs / "small" / "checkpoint").glob("step-*"))
+
+
+def test_what_is_refused_leaves_the_name_free(folder: Path, tmp_path: Path, console: Console) -> None:
+    recipe = small_recipe(folder, train={"start_from": str(tmp_path / "nowhere")})
+    (tmp_path / "nowhere").mkdir()
+    shutil.copy(folder / "tokenizer.json", tmp_path / "nowhere")
+    with pytest.raises(BundleError):
+        train(recipe, tmp_path / "run", console)
+    assert [file.name for file in (tmp_path / "run").iterdir()] in ([], ["training.lock"])
+    train(small_recipe(folder, train={"steps": 1}), tmp_path / "run", console)

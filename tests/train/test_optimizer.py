@@ -1,6 +1,8 @@
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
 from conftest import small_recipe
@@ -18,7 +20,7 @@ def a_batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(2, 300, (8, 6), generator=generator)
-    return Batch((0, 0), pixels, tokens, torch.full((8,), 5), Counter())
+    return Batch((0, 0), pixels, tokens, torch.full((8,), 5), torch.arange(8), Counter())
 
 
 def test_each_parameter_is_in_exactly_one_group(recipe: Recipe) -> None:
@@ -108,3 +110,24 @@ def test_gradients_are_clipped(folder: object) -> None:
     _, length = learner.step(a_batch(), 0)
     assert length > 1e-2
     torch.testing.assert_close(seen[0], torch.tensor(1e-3), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("longest", [1e-3, 1e3])
+def test_gradients_are_clipped_as_torch_does(recipe: Recipe, longest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = recipe.train.model_copy(update={"clip_norm": longest})
+    learner = Learner(recipe.model_copy(update={"train": train}), choose_device("cpu", "float32"), 10)
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(_rate: float) -> None:
+        found.update({name: one.grad for name, one in learner.model.named_parameters() if one.grad is not None})
+
+    monkeypatch.setattr(learner.optimizer, "step", keep)
+    _, length = learner.step(a_batch(), 0)
+    other = Learner(learner.recipe, choose_device("cpu", "float32"), 10)
+    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 0, 0]).generate_state(1, np.uint64)[0]))
+    other.backward(a_batch())
+    expected = torch.nn.utils.clip_grad_norm_(other.model.parameters(), longest)
+    assert torch.equal(length, expected)
+    assert 1e-3 < length < 1e3
+    assert len(found) > 20
+    assert all(torch.equal(found[name], one.grad) for name, one in other.model.named_parameters() if name in found)

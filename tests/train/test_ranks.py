@@ -12,14 +12,18 @@ from torch.nn import functional as F
 
 from conftest import small_recipe
 from pocketclip.device import choose_device
+from pocketclip.train.distillation import distillation_loss
+from pocketclip.train.global_loss import RememberedNegatives, global_loss
 from pocketclip.train.learner import Learner
 from pocketclip.train.losses import sigmoid_loss, softmax_loss
 from pocketclip.train.ranks import Ranks
-from train.test_optimizer import a_batch
+from train.test_losses import unit
+from train.test_teach import taught_batch
 
 PAIRS, WIDTH = 11, 6
 CAPTIONS = {"different": list(range(PAIRS)), "repeated": [1, 2, 1, 4, 2, 6, 1, 8, 8, 9, 10]}
-LOSSES = ("softmax", "smoothed", "sigmoid")
+LOSSES = ("softmax", "smoothed", "sigmoid", "global", "distillation")
+ROWS = 20  # of the data set, of which the batch is a part
 
 
 def inputs() -> list[Tensor]:
@@ -30,12 +34,22 @@ def inputs() -> list[Tensor]:
 
 def loss_and_gradients(loss: str, captions: Tensor, rows: slice, ranks: Ranks) -> list[Tensor]:
     images, texts, scale, bias = (one.requires_grad_() for one in inputs())
-    if loss == "sigmoid":
+    if loss == "distillation":
+        teacher = [unit(PAIRS, WIDTH - 2, dtype=torch.float64) for _ in range(2)]
+        shown = rows.start + (captions[rows] % 4 != 1).nonzero()[:, 0]  # some of the captions, another number a rank
+        value = distillation_loss(images[rows], texts[shown], scale, teacher[0][rows], teacher[1][shown], 9.0, ranks)
+    elif loss == "sigmoid":
         value = sigmoid_loss(images[rows], texts[rows], scale, bias, captions[rows], ranks)
+    elif loss == "global":
+        remembered = RememberedNegatives(ROWS, torch.device("cpu"))
+        remembered.means = torch.linspace(-2, 0, 2 * ROWS, dtype=torch.float64).view(2, ROWS)
+        places = torch.arange(3, 3 + PAIRS)[rows]
+        value = global_loss(images[rows], texts[rows], scale, captions[rows], places, remembered, 0.3, ranks)
     else:
         value = softmax_loss(images[rows], texts[rows], scale, captions[rows], 0.2 * (loss == "smoothed"), ranks)
     gradients = torch.autograd.grad(value, [images, texts, scale, bias], materialize_grads=True)
-    return [value.detach(), *gradients]
+    found = [value.detach(), *gradients]
+    return [*found, remembered.means / ranks.count] if loss == "global" else found
 
 
 def a_rank(rank: int, count: int, port: int, folder: str) -> None:
@@ -66,13 +80,23 @@ def test_the_losses_of_ranks_add_up_to_the_whole_batchs(count: int, tmp_path: Pa
 
 
 def a_learner(folder: Path, ranks: Ranks) -> Learner:
-    recipe = small_recipe(folder, image_tower={"stem_channels": [], "layers": 2}, train={"chunk_size": 3})
-    return Learner(recipe, choose_device("cpu", "float32"), 10, ranks)
+    training: dict[str, object] = {"chunk_size": 3, "teacher": "a bundle", "distillation": 0.4}
+    recipe = small_recipe(folder, image_tower={"stem_channels": [], "layers": 2}, train=training)
+    return Learner(recipe, choose_device("cpu", "float32"), 10, ROWS, ranks)
 
 
 def gradients_of_a_batch(learner: Learner, rows: slice) -> list[Tensor]:
-    batch = a_batch()
-    part = replace(batch, pixels=batch.pixels[rows], tokens=batch.tokens[rows], ends=batch.ends[rows])
+    batch = taught_batch()
+    assert batch.taught is not None
+    taught = replace(batch.taught, images=batch.taught.images[rows], texts=batch.taught.texts[rows])
+    part = replace(
+        batch,
+        pixels=batch.pixels[rows],
+        tokens=batch.tokens[rows],
+        ends=batch.ends[rows],
+        rows=batch.rows[rows],
+        taught=taught,
+    )
     loss = learner.backward(part)
     return [loss, *(parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None)]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketclip.recipe.schema import TrainSettings
+from pocketclip.recipe.training import TrainSettings
 from pocketclip.train.schedule import learning_rate
 
 

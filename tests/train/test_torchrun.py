@@ -49,11 +49,11 @@ def assert_close(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize(("count", "growth"), [(2, []), (4, [[16, 0.5]])])
+@pytest.mark.parametrize(("count", "growth", "length"), [(2, [], {"epochs": 2}), (4, [[16, 0.5]], {"steps": 5})])
 def test_ranks_train_the_model_that_one_process_trains(
-    count: int, growth: list[list[float]], folder: Path, tmp_path: Path, console: Console
+    count: int, growth: list[list[float]], length: dict[str, int], folder: Path, tmp_path: Path, console: Console
 ) -> None:
-    recipe = recipe_of(folder, growth, epochs=2, chunk_size=2)
+    recipe = recipe_of(folder, growth, chunk_size=2, **length)
     file = tmp_path / "recipe.toml"
     file.write_text(to_toml(recipe))
     train(recipe, tmp_path / "alone", console)
@@ -92,6 +92,29 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_another_number_of_them(
     said = finish(start(3, file, tmp_path / "runs"))
     assert f"going on from step {step} of 180" in said
     assert_close(tmp_path / "alone", run)
+
+
+def test_the_first_rank_evaluates_and_all_end_early(folder: Path, tmp_path: Path, console: Console) -> None:
+    recipe = small_recipe(
+        folder,
+        image_tower={"stem_channels": [], "pool": "class"},
+        train={"batch_size": 14, "epochs": 60, "learning_rate": 1e-9, "best_by": "train", "patience": 2},
+        evaluate={"splits": ["train"], "every": 1},
+    )
+    run = tmp_path / "runs" / "small"
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe))
+    train(recipe, tmp_path / "alone", console)
+    said = finish(start(2, file, tmp_path / "runs"))
+    assert said.count("ended early after step 9 of 180") == 1, said
+    assert said.count("evaluated in") == 3
+    assert_close(tmp_path / "alone", run)
+    found = [
+        [(line["step"], line["pairs"], line["top_1"]) for line in map(json.loads, file.read_text().splitlines())]
+        for file in (tmp_path / "alone" / "evaluations.jsonl", run / "evaluations.jsonl")
+    ]
+    assert [step for step, _, _ in found[0]] == [3, 6, 9]
+    assert found[0] == found[1]
 
 
 def test_a_stop_of_all_ranks_saves_and_a_mistake_is_said_once(folder: Path, tmp_path: Path) -> None:

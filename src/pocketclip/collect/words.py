@@ -5,10 +5,8 @@ memory bounded: when a count of distinct words grows large it is written out sor
 at the end. Runs and the position reached are what a stopped count goes on from.
 """
 
-import bz2
 import heapq
 import json
-import mmap
 import re
 import shutil
 import time
@@ -19,10 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TextIO, cast
+from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
+from pocketclip.collect.bzip2 import Block, find_blocks, read_block
 from pocketclip.collect.wikitext import unescape, visible_text
 from pocketclip.collect.word_list import Nouns, write_word_list
 from pocketclip.engine import Engine
@@ -31,13 +30,11 @@ from pocketclip.files import whole_file
 from pocketclip.progress import WorkProgress
 from pocketclip.recipe.collecting import WordsSettings
 
-PIECE_BYTES = 1 << 20  # of a dump as it lies on disk; bzip2 shrinks wikitext about 3.5 times
-XML_PIECE_BYTES = 1 << 20  # of a dump that the parent has to decompress
+PIECE_BYTES = 1 << 20  # of a dump that is not compressed; else a piece is a block, 900 kB
 LONGEST_PAGE = 64 << 20  # bytes of XML; MediaWiki's own limit is 2 MB
 DISTINCT_WORDS = 2_000_000  # held in memory before a run is written, about 200 MB
 RUN_SECONDS = 60.0  # at most so much work is lost when a count is killed
 LONGEST_WORD = 30
-STREAM = b"1AY&SY"  # follows "BZh9" at the start of each bzip2 stream that holds anything
 PAGE, PAGE_END, DUMP_END = b"<page>", b"</page>", b"</mediawiki>"
 ARTICLE, REDIRECT = b"<ns>0</ns>", b"<redirect "
 
@@ -50,26 +47,30 @@ PUNCTUATION = re.compile(rb"\xe2\x80[\x80-\xbf]|\xc2[\x80-\xbf]")  # U+2000 to 2
 
 
 class Piece(NamedTuple):
-    """A part of a dump: bzip2 streams to read from `start`, or XML that was read already.
+    """A part of a dump that a worker reads for itself: some bytes of XML, or a block of bzip2.
 
-    path: of the dump, absolute, as workers need not have this process's working folder.
+    path: of the dump, absolute, as workers need not have this process's working folder. start, end: bytes, of XML or of
+    the dump as it lies on disk.
     """
 
     path: str
     start: int
-    length: int
-    xml: bytes | None
+    end: int
+    block: Block | None
 
 
 class Counted(NamedTuple):
-    """What one piece held, and where it ends."""
+    """What one piece held. head, tail: its XML before its first page and behind its last whole one; a page that another
+    piece begins or ends lies there. tail: None where no page begins in the piece.
+    """
 
     words: Counter[bytes]
     pages: int
     articles: int
-    xml_bytes: int
-    ended: bool
-    end: int
+    head: bytes
+    tail: bytes | None
+    xml_bytes: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Position:
     pages: int = 0
     articles: int = 0
     xml_bytes: int = 0
-    ended: bool = False
+    rest: str = ""  # of the XML, from a page on that ends behind `done`; each character is a byte
 
 
 def count_words(
@@ -100,25 +101,16 @@ def count_words(
     position = _restore(dump, state)
     held: Counter[bytes] = Counter()
     written = time.monotonic()
-    pieces, total = _pieces(dump, position.done)
-    with WorkProgress(console, "words", "MB", total and total / 1e6, position.done / 1e6) as progress:
-        for counted in engine.map(count_piece, pieces):
-            held.update(counted.words)
+    with WorkProgress(console, "words", "MB", position.size / 1e6, position.done / 1e6) as progress:
+        for counted in engine.map(count_piece, _pieces(dump, position)):
             progress.advance((counted.end - position.done) / 1e6, f"{position.articles:,} articles")
-            position = replace(
-                position,
-                done=counted.end,
-                pages=position.pages + counted.pages,
-                articles=position.articles + counted.articles,
-                xml_bytes=position.xml_bytes + counted.xml_bytes,
-                ended=position.ended or counted.ended,
-            )
+            position = _add(counted, position, held)
             if len(held) > DISTINCT_WORDS or time.monotonic() - written > RUN_SECONDS:
                 position = _write_run(held, position, state)
                 held, written = Counter(), time.monotonic()
     if not position.articles:
         raise CollectError(f"{dump}: holds no article; is it a MediaWiki dump (pages-articles.xml.bz2)?")
-    if not position.ended:
+    if DUMP_END.decode() not in position.rest:
         position = _write_run(held, position, state)
         raise CollectError(
             f"{dump}: ends inside the XML, after {position.pages:,} pages; the dump is truncated: download it again"
@@ -128,80 +120,82 @@ def count_words(
     return words, position
 
 
-def _pieces(dump: Path, done: int) -> tuple[Iterator[Piece], int | None]:
-    """The parts of a dump from position `done` on, and how much there is in all, if that is known."""
-    try:
-        size = dump.stat().st_size
-        with dump.open("rb") as file:
-            head = file.read(4)
-    except OSError as error:
-        raise CollectError(f"{dump}: cannot be read: {error.strerror}") from None
-    if not size:
+def _add(counted: Counted, position: Position, held: Counter[bytes]) -> Position:
+    """Take in what a piece held, and the pages that it completes."""
+    rest = position.rest.encode("latin-1") + counted.head
+    between = count_xml(rest)
+    for words in (between.words, counted.words):
+        held.update(words)
+    if counted.tail is not None:
+        rest = counted.tail
+    elif between.tail is not None:
+        rest = between.tail
+    if len(rest) > LONGEST_PAGE:
+        raise CollectError(f"{position.dump}: no page ends within {LONGEST_PAGE >> 20} MB; is it a MediaWiki dump?")
+    return replace(
+        position,
+        done=counted.end,
+        pages=position.pages + between.pages + counted.pages,
+        articles=position.articles + between.articles + counted.articles,
+        xml_bytes=position.xml_bytes + counted.xml_bytes,
+        rest=rest.decode("latin-1"),
+    )
+
+
+def _pieces(dump: Path, position: Position) -> Iterator[Piece]:
+    """The parts of a dump that are still to be counted."""
+    path, done = str(dump.resolve()), position.done
+    if not position.size:
         raise CollectError(f"{dump}: is empty; download it again")
-    if head[:3] != b"BZh":
-        return _xml_pieces(dump, dump.open("rb"), done), size
-    streams = _streams(dump)
-    if next(streams, None) is not None and next(streams, None) is not None:
-        return _stream_pieces(dump, done, size), size
-    return _xml_pieces(dump, _open_parallel(dump), done), None
-
-
-def _streams(dump: Path) -> Iterator[int]:
-    """Where the bzip2 streams of a file begin; ten fixed bytes mark each."""
-    with dump.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        found = view.find(STREAM)
-        while found >= 0:
-            if view[found - 4 : found - 1] == b"BZh" and view[found - 1] in b"123456789":
-                yield found - 4
-            found = view.find(STREAM, found + 1)
-
-
-def _stream_pieces(dump: Path, done: int, size: int) -> Iterator[Piece]:
-    start, path = done, str(dump.resolve())
-    for stream in _streams(dump):
-        if stream - start >= PIECE_BYTES:
-            yield Piece(path, start, stream - start, None)
-            start = stream
-    if start < size:
-        yield Piece(path, start, size - start, None)
-
-
-def _open_parallel(dump: Path) -> BinaryIO:
-    """A bzip2 file of one stream, its blocks decompressed on all cores where rapidgzip is there."""
     try:
-        from rapidgzip import IndexedBzip2File
-    except ImportError:
-        return cast("BinaryIO", bz2.open(dump, "rb"))
-    return cast("BinaryIO", IndexedBzip2File(str(dump), parallelization=0))
-
-
-def _xml_pieces(dump: Path, file: BinaryIO, done: int) -> Iterator[Piece]:
-    """Cut XML behind whole pages."""
-    rest, start, path = b"", done, str(dump.resolve())
-    with file:
-        try:
-            file.seek(done)
-            while block := file.read(XML_PIECE_BYTES):
-                rest += block
-                cut = rest.rfind(PAGE_END) + len(PAGE_END)
-                if cut >= len(PAGE_END):
-                    yield Piece(path, start, cut, rest[:cut])
-                    start, rest = start + cut, rest[cut:]
-                elif len(rest) > LONGEST_PAGE:
-                    raise CollectError(f"{dump}: no page ends within {LONGEST_PAGE >> 20} MB; is it a MediaWiki dump?")
-        except (EOFError, OSError, RuntimeError, ValueError) as error:
-            raise CollectError(
-                f"{dump}: damaged or truncated after {start:,} bytes of XML ({error}); download it again"
-            ) from None
-    yield Piece(path, start, len(rest), rest)
+        with dump.open("rb") as file:
+            packed = file.read(3) == b"BZh"
+        if not packed:
+            for start in range(done, position.size, PIECE_BYTES):
+                yield Piece(path, start, min(start + PIECE_BYTES, position.size), None)
+            return
+        for block in find_blocks(dump, done):
+            yield Piece(path, done, block.end // 8, block)
+            done = block.end // 8
+    except (OSError, EOFError) as error:
+        raise _damaged(path, done, position.size, error) from None
+    if not done:
+        raise _damaged(path, done, position.size, "no block of bzip2")
 
 
 def count_piece(piece: Piece) -> Counted:
     """The words of one part of a dump; runs in a worker."""
-    xml = _decompress(piece) if piece.xml is None else piece.xml
+    path = Path(piece.path)
+    try:
+        if piece.block:
+            xml = read_block(path, piece.block)
+        else:
+            with path.open("rb") as file:
+                file.seek(piece.start)
+                xml = file.read(piece.end - piece.start)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise CollectError(
+                f"{path}: cannot be read: {error.strerror}; a cluster's machines all need the dump at this path"
+            ) from None
+        raise _damaged(piece.path, piece.start, piece.end, error) from None
+    return count_xml(xml)._replace(xml_bytes=len(xml), end=piece.end)
+
+
+def _damaged(path: str, start: int, end: int, why: object) -> CollectError:
+    return CollectError(f"{path}: damaged or truncated between bytes {start:,} and {end:,} ({why}); download it again")
+
+
+def count_xml(xml: bytes) -> Counted:
+    """The words of the whole pages of some XML."""
+    first = xml.find(PAGE)
+    if first < 0:
+        return Counted(Counter(), 0, 0, xml, None)
+    last = xml.rfind(PAGE_END, first)
+    last = first if last < 0 else last + len(PAGE_END)
     words: Counter[bytes] = Counter()
     pages = articles = 0
-    for page in xml.split(PAGE)[1:]:
+    for page in xml[first:last].split(PAGE)[1:]:
         pages += 1
         head, found, rest = page.partition(b"<text")
         source, closed, _ = rest.partition(b"</text>")
@@ -210,49 +204,21 @@ def count_piece(piece: Piece) -> Counted:
         articles += 1
         visible = visible_text(unescape(source.partition(b">")[2])).replace(b"\xe2\x80\x99", b"'")
         words.update(visible.translate(WORD_BYTES).split())
-    ended = DUMP_END in xml[-200:]
-    return Counted(words, pages, articles, len(xml), ended, piece.start + piece.length)
+    return Counted(words, pages, articles, xml[:first], xml[last:])
 
 
-def _decompress(piece: Piece) -> bytes:
-    """The XML of a piece's streams; not by `bz2.decompress`, which stops at a damaged one without saying so."""
-    parts = []
-    try:
-        with Path(piece.path).open("rb") as file:
-            file.seek(piece.start)
-            packed = file.read(piece.length)
-    except OSError as error:
-        raise CollectError(
-            f"{piece.path}: cannot be read: {error.strerror}; a cluster's machines all need the dump at this path"
-        ) from None
-    try:
-        while packed:
-            stream = bz2.BZ2Decompressor()
-            parts.append(stream.decompress(packed))
-            if not stream.eof:
-                raise EOFError("a stream ends early")
-            packed = stream.unused_data
-    except (OSError, ValueError, EOFError) as error:
-        raise CollectError(
-            f"{piece.path}: damaged or truncated between bytes {piece.start:,} and {piece.start + piece.length:,} "
-            f"({error}); download it again"
-        ) from None
-    return b"".join(parts)
-
-
-def fold(tokens: Counter[bytes]) -> Counter[str]:
-    """Tokens -> English words: quotes and the possessive 's off, ASCII only, 2 to 30 letters."""
-    words: Counter[bytes] = Counter()
+def fold(tokens: Counter[bytes], minimum: int = 0) -> dict[str, int]:
+    """Tokens -> English words: quotes and the possessive 's off, ASCII only, 2 to 30 letters, above `minimum`."""
+    words = {token: count for token, count in tokens.items() if token.isalpha()}  # of bytes: ASCII letters alone
     for token, count in tokens.items():
-        if token.isalpha():  # of bytes: ASCII letters alone
-            words[token] = words.get(token, 0) + count
+        if token.isalpha():
             continue
         # Dashes and quotes beyond ASCII are looked for here, in distinct tokens, not in the whole text.
         for part in (token,) if token.isascii() else PUNCTUATION.split(token):
             word = part.strip(b"'").removesuffix(b"'s").strip(b"'")
             if word.isascii():
                 words[word] = words.get(word, 0) + count
-    return Counter({word.decode(): count for word, count in words.items() if 1 < len(word) <= LONGEST_WORD})
+    return {word.decode(): n for word, n in words.items() if n > minimum and 1 < len(word) <= LONGEST_WORD}
 
 
 def _restore(dump: Path, state: Path) -> Position:
@@ -285,7 +251,7 @@ def _frequent_words(held: Counter[bytes], state: Path, runs: int, settings: Word
     nouns = Nouns(Path(settings.nouns)) if settings.nouns else None
     with ExitStack() as files:
         opened = [files.enter_context((state / f"run-{run:05d}.tsv").open(encoding="ascii")) for run in range(runs)]
-        sums: Iterable[tuple[str, int]] = fold(held).items()
+        sums: Iterable[tuple[str, int]] = fold(held, 0 if opened else settings.minimum).items()
         if opened:
             merged = groupby(heapq.merge(sorted(sums), *map(_read_run, opened)), key=itemgetter(0))
             sums = ((word, sum(count for _, count in group)) for word, group in merged)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,11 +26,13 @@ from pocketclip.data.captions import UnknownWords
 from pocketclip.data.images import BadImage, Cut, Pixels, middle
 from pocketclip.data.shards import Split
 from pocketclip.data.square import decode
+from pocketclip.data.teacher import CHANGED, Taught, Teacher
 from pocketclip.errors import DataError
 from pocketclip.recipe.schema import ImageSettings, Recipe
 
 Encode = Callable[[Sequence[str]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 Position = tuple[int, int]
+Item = TypeVar("Item")
 PROPORTIONS = (3 / 4, 4 / 3)  # of random cuts, width to height
 TRIES = 10
 
@@ -42,19 +44,28 @@ class Batch:
     pixels: uint8 [pairs, size, size, 3], the size being that of this step of the run; or, where a locked tower has done
         its work, float32 [pairs, embedding width].
     tokens: int64 [pairs * captions, longest], the captions of one image after each other. ends: int64, of each of them.
+    rows: int64 [pairs], which of the split's.
     dropped: reason -> rows left out; nothing takes their place, the batch is smaller.
+    taught: what a teacher says of the same pairs, if there is one.
     """
 
     position: Position
     pixels: Tensor
     tokens: Tensor
     ends: Tensor
+    rows: Tensor
     dropped: Counter[str]
+    taught: Taught | None = None
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory, from which a GPU copies in the background; torch's loader calls it."""
         return replace(
-            self, pixels=self.pixels.pin_memory(), tokens=self.tokens.pin_memory(), ends=self.ends.pin_memory()
+            self,
+            pixels=self.pixels.pin_memory(),
+            tokens=self.tokens.pin_memory(),
+            ends=self.ends.pin_memory(),
+            rows=self.rows.pin_memory(),
+            taught=self.taught and self.taught.pin_memory(),
         )
 
 
@@ -77,7 +88,8 @@ class TrainingBatches(Dataset[Batch]):
     """The batches of one split; indexed by position.
 
     rank, ranks: which part of each batch this process makes, of how many. features: a file of float16 [rows, width],
-    the images' embeddings, which then come in the place of their pixels; NaN where an image cannot be used.
+    the images' embeddings, which then come in the place of their pixels; NaN where an image cannot be used. teacher:
+    whose embeddings of the same rows are in each batch too.
     """
 
     def __init__(
@@ -88,12 +100,13 @@ class TrainingBatches(Dataset[Batch]):
         rank: int = 0,
         ranks: int = 1,
         features: Path | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.split, self.encode, self.seed, self.rank, self.ranks = split, encode, recipe.seed, rank, ranks
-        self.features, self.captions_per_image = features, recipe.caption.per_image
+        self.features, self.teacher, self.captions_per_image = features, teacher, recipe.caption.per_image
         self.image, self.batch_size = recipe.image, recipe.train.batch_size
         self.steps_per_epoch = len(split) // self.batch_size
-        self.steps = self.steps_per_epoch * recipe.train.epochs
+        self.steps = recipe.train.steps_of_run(self.steps_per_epoch)
         if not self.steps_per_epoch:
             raise DataError(
                 f"{split.folder}: split {split.name} has {len(split)} rows, less than one batch of "
@@ -116,7 +129,7 @@ class TrainingBatches(Dataset[Batch]):
         else:
             self.split.announce(row for row in rows if self._cached(row, image.size) is None)
             pixels = empty_pixels(len(rows), image.size, image.size, 3)
-        room, captions, pairs = pixels.numpy(), list[str](), 0
+        room, used, captions, numbers = pixels.numpy(), list[int](), list[str](), list[int]()
         dropped: Counter[str] = Counter()
         for place, row in enumerate(rows, start=first):
             random = chance.of(place)
@@ -126,23 +139,28 @@ class TrainingBatches(Dataset[Batch]):
             elif not choices:
                 dropped["empty caption"] += 1
             else:
-                room[pairs] = found
-                pairs += 1
-                captions += self._drawn(choices, random)
+                room[len(used)] = found
+                used.append(row)
+                for number in self._drawn(len(choices), random):
+                    captions.append(self._worded(choices[number], random))
+                    numbers.append(number if captions[-1] == choices[number] else CHANGED)
         tokens, ends = self.encode(captions)
-        return Batch(position, pixels[:pairs], torch.from_numpy(tokens), torch.from_numpy(ends), dropped)
+        taught = self.teacher.of(used, numbers) if self.teacher else None
+        texts = (torch.from_numpy(tokens), torch.from_numpy(ends))
+        return Batch(position, pixels[: len(used)], *texts, torch.tensor(used, dtype=torch.long), dropped, taught)
 
-    def _drawn(self, captions: list[str], random: np.random.Generator) -> list[str]:
-        """Some of a row's captions, as different ones as it has, now and then with an unknown word."""
+    def _drawn(self, count: int, random: np.random.Generator) -> list[int]:
+        """Which of a row's captions are read, as different ones as it has."""
         if self.captions_per_image == 1:
-            drawn = [captions[random.integers(len(captions))]]
-        else:
-            order = random.permutation(len(captions))
-            drawn = [captions[order[place % len(order)]] for place in range(self.captions_per_image)]
-        if self._unknown_words is None:
-            return drawn
-        share, replace_word = self.unknown_share, self._unknown_words.replace
-        return [replace_word(one, random) if random.random() < share else one for one in drawn]
+            return [int(random.integers(count))]
+        order = random.permutation(count)
+        return [int(order[place % count]) for place in range(self.captions_per_image)]
+
+    def _worded(self, caption: str, random: np.random.Generator) -> str:
+        """A caption, now and then with an unknown word."""
+        if self._unknown_words is None or random.random() >= self.unknown_share:
+            return caption
+        return self._unknown_words.replace(caption, random)
 
     @cached_property
     def _features(self) -> NDArray[np.float16]:
@@ -150,6 +168,12 @@ class TrainingBatches(Dataset[Batch]):
         return found
 
     def _image(self, row: int, image: ImageSettings, random: np.random.Generator) -> Pixels | NDArray[np.float16] | str:
+        """A row's pixels or features, or the reason why it cannot be used."""
+        found = self._seen(row, image, random)
+        known = isinstance(found, str) or self.teacher is None or self.teacher.knows(row)
+        return found if known else "image that the teacher cannot use"
+
+    def _seen(self, row: int, image: ImageSettings, random: np.random.Generator) -> Pixels | NDArray[np.float16] | str:
         """A row's pixels or features, or the reason why there are none."""
         if self.features:
             known = self._features[row]
@@ -256,12 +280,16 @@ def load_batches(batches: TrainingBatches, start: int, end: int, workers: int) -
 
     workers: processes that prepare batches ahead; they change the speed, never the batches.
     """
+    return in_order(batches, [divmod(step, batches.steps_per_epoch) for step in range(start, end)], workers)
+
+
+def in_order(data: Dataset[Item], positions: Sequence[object], workers: int) -> Iterator[Item]:
+    """What a data set has at some positions, made ahead by so many processes."""
     if workers:
         atexit.unregister(_kill_workers)  # once, however often this is called
         atexit.register(_kill_workers)
-    positions = [divmod(step, batches.steps_per_epoch) for step in range(start, end)]
     loader = DataLoader(
-        batches,
+        data,
         batch_size=None,
         sampler=cast("Sequence[int]", positions),
         num_workers=workers,

@@ -40,6 +40,14 @@ class Embedded:
     dropped: Counter[str]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Every distinct caption of all splits in a folder. texts: [captions, width]."""
+
+    captions: list[str]
+    texts: Embeddings
+
+
 def evaluate_splits(
     bundle: Bundle, folder: Path, names: Sequence[str], output: Path, console: Console, bundle_name: str
 ) -> list[Result]:
@@ -48,19 +56,15 @@ def evaluate_splits(
     Every image is compared with every distinct caption of all splits in the folder, whichever split it stands in.
     Raises DataError for a split that is missing or in which no image can be read.
     """
-    known = splits_in(folder)
-    for name in names:
-        if name not in known:
-            raise DataError(
-                f"evaluate.splits: {name!r} is not in {folder}, which has {', '.join(known) or 'no shards'}"
-            )
-    candidates = list(dict.fromkeys(caption for name in known for caption in Split(folder, name).every_caption()))
-    texts = bundle.encode_texts(candidates).numpy()
-    arrays: dict[str, NDArray[Any]] = {"captions": _as_json(candidates), "texts": texts.astype(np.float16)}
+    candidates = _candidates(bundle, folder, names)
+    texts = candidates.texts.astype(np.float16)
+    arrays: dict[str, NDArray[Any]] = {"captions": _as_json(candidates.captions), "texts": texts}
     results = []
     for name in names:
         embedded = embed_split(bundle, Split(folder, name), console)
-        results.append(_evaluate(name, embedded, candidates, texts, output))
+        result, rank = _evaluate(name, embedded, candidates)
+        results.append(result)
+        _write_predictions(output / f"{name}-predictions.jsonl", embedded, candidates, rank)
         arrays[f"rows_{name}"] = np.array(embedded.rows, dtype=np.int64)
         arrays[f"images_{name}"] = embedded.images.astype(np.float16)
     with whole_file(output / "embeddings.npz") as temporary, temporary.open("wb") as file:
@@ -69,18 +73,45 @@ def evaluate_splits(
     return results
 
 
+def measure_splits(bundle: Bundle, folder: Path, names: Sequence[str]) -> list[Result]:
+    """The figures that `evaluate_splits` gives, and no files."""
+    candidates = _candidates(bundle, folder, names)
+    return [_evaluate(name, embed_split(bundle, Split(folder, name)), candidates)[0] for name in names]
+
+
+def require_splits(folder: Path, names: Sequence[str]) -> list[str]:
+    """The splits in a folder; raises DataError if one of the named is not there."""
+    known = splits_in(folder)
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"evaluate.splits: {name!r} is not in {folder}, which has {', '.join(known) or 'no shards'}"
+            )
+    return known
+
+
+def _candidates(bundle: Bundle, folder: Path, names: Sequence[str]) -> Candidates:
+    known = require_splits(folder, names)
+    captions = list(dict.fromkeys(caption for name in known for caption in Split(folder, name).every_caption()))
+    return Candidates(captions, bundle.encode_texts(captions).numpy())
+
+
 def _as_json(captions: list[str]) -> NDArray[np.uint8]:
     """Texts as the bytes of a JSON list: NumPy would give each the room of the longest."""
     return np.frombuffer(json.dumps(captions, ensure_ascii=False).encode(), dtype=np.uint8)
 
 
-def embed_split(bundle: Bundle, split: Split, console: Console) -> Embedded:
-    """Embed every image of a split; rows without a caption or a readable image are counted, never replaced."""
+def embed_split(bundle: Bundle, split: Split, console: Console | None = None) -> Embedded:
+    """Embed every image of a split; rows without a caption or a readable image are counted, never replaced.
+
+    console: where a terminal shows how far it is.
+    """
+    silent = console is None or not console.is_terminal
     batch_size = bundle.recipe.evaluate.batch_size
     found = Embedded([], np.zeros((0, 0), np.float32), [], [], Counter())
     embeddings: list[Embeddings] = []
     pixels: list[Pixels] = []
-    for row in track(range(len(split)), f"embedding {split.name}", console=console, disable=not console.is_terminal):
+    for row in track(range(len(split)), f"embedding {split.name}", console=console, disable=silent):
         captions = split.captions(row)
         try:
             if not captions:
@@ -107,38 +138,45 @@ def _embed(bundle: Bundle, pixels: list[Pixels]) -> Embeddings:
     return embeddings
 
 
-def _evaluate(name: str, embedded: Embedded, candidates: list[str], texts: Embeddings, output: Path) -> Result:
-    number = {caption: index for index, caption in enumerate(candidates)}
+def _evaluate(name: str, embedded: Embedded, candidates: Candidates) -> tuple[Result, NDArray[np.int64]]:
+    """The figures of a split, and the rank of each image's best true caption."""
+    texts = candidates.texts
+    number = {caption: index for index, caption in enumerate(candidates.captions)}
     true = [[number[caption] for caption in captions] for captions in embedded.captions]
     rank = ranks(embedded.images, texts, true)
     own = sorted({index for captions in true for index in captions})
     place = {index: position for position, index in enumerate(own)}
-    best, cosines = best_captions(embedded.images, texts, SHOWN)
-    with whole_file(output / f"{name}-predictions.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row, image in enumerate(embedded.rows):
-            line = {
-                "row": image,
-                "group": embedded.groups[row],
-                "captions": embedded.captions[row],
-                "rank": int(rank[row]),
-                "best": [[candidates[c], round(float(s), 4)] for c, s in zip(best[row], cosines[row], strict=True)],
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     groups = _by_group(rank, embedded.groups)
     right = np.array([len(captions) for captions in true])
-    return Result(
+    result = Result(
         benchmark=name,
         images=len(true),
-        candidates=len(candidates),
+        candidates=len(texts),
         top_1=top_k(rank, 1),
         top_5=top_k(rank, 5),
-        chance_top_1=_chance(right, len(candidates), 1),
-        chance_top_5=_chance(right, len(candidates), 5),
+        chance_top_1=_chance(right, len(texts), 1),
+        chance_top_5=_chance(right, len(texts), 5),
         mean_group_top_1=float(np.mean([group.top_1 for group in groups.values()])),
         groups=groups,
         recall=recall(embedded.images, texts[own], [[place[c] for c in captions] for captions in true]),
         dropped=dict(embedded.dropped),
     )
+    return result, rank
+
+
+def _write_predictions(path: Path, embedded: Embedded, candidates: Candidates, rank: NDArray[np.int64]) -> None:
+    best, cosines = best_captions(embedded.images, candidates.texts, SHOWN)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row, image in enumerate(embedded.rows):
+            shown = zip(best[row], cosines[row], strict=True)
+            line = {
+                "row": image,
+                "group": embedded.groups[row],
+                "captions": embedded.captions[row],
+                "rank": int(rank[row]),
+                "best": [[candidates.captions[c], round(float(s), 4)] for c, s in shown],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _by_group(rank: NDArray[np.int64], groups: list[str]) -> dict[str, GroupResult]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocketclip.model.clip import CLIP
-from pocketclip.recipe.schema import Recipe, TransformerSettings
+from pocketclip.recipe.schema import Recipe
+from pocketclip.recipe.towers import TransformerSettings
 
 WEIGHT_BYTES = 4  # float32
 STATE_BYTES = {"adamw": 12, "muon": 8}  # of a parameter that learns: its gradient, and two moments or one

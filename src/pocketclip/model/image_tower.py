@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketclip.model.transformer import Transformer
-from pocketclip.recipe.schema import ImageTowerSettings
+from pocketclip.recipe.towers import ImageTowerSettings
 
 
 def interpolated(positions: Tensor, side: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketclip.model.image_tower import interpolated
-from pocketclip.recipe.schema import ImageTowerSettings
+from pocketclip.recipe.towers import ImageTowerSettings
 
 EXPANSION = 4  # a bottleneck's outputs, in its inner channels
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketclip.model.transformer import Transformer
-from pocketclip.recipe.schema import TextTowerSettings
+from pocketclip.recipe.towers import TextTowerSettings
 
 LENGTH_MULTIPLE = 8  # on a GPU: attention's kernels want it, and few shapes come back often
 

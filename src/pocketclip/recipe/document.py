@@ -12,7 +12,7 @@ from pocketclip.recipe.zoo import IMAGE_TOWERS, SIZED
 HEAD = """# Settings
 
 Every key that a recipe can hold, with its type, its bounds and its default. This page is generated from
-`src/pocketclip/recipe/schema.py` by `python -m pocketclip.recipe.document`; a test holds the two together.
+`src/pocketclip/recipe/` by `python -m pocketclip.recipe.document`; a test holds the two together.
 
 A recipe file states only what differs from these defaults; on the command line any key can be given as
 `section.key=value`, for example `pocketclip train quickstart train.epochs=5 name=short`.
@@ -38,6 +38,7 @@ OPTIONS = """
 | `-vocab_size` | `tokenizer.vocabulary_size` |
 | `-max_length` | `text_tower.context_length` |
 | `-batch_size`, `-epochs`, `-lr` | `train.batch_size`, `train.epochs`, `train.learning_rate` |
+| `-fine_tuning=True` (100 steps) | `recipes/finetune.toml`: `train.start_from`, `train.steps=100` |
 | `-warmup` (steps) | `train.warmup` (share of the run's steps) |
 | `-decay`, `-beta_1`, `-beta_2`, `-epsilon` | `train.weight_decay`, `train.beta_1`, `train.beta_2`, `train.epsilon` |
 | `-device="gpu"` | `train.device="cuda"`; by itself the best there is |

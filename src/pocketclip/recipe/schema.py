@@ -1,18 +1,18 @@
 """Every setting of a run: its type, unit, bounds and default. No torch, no numpy.
 
-A recipe file states only what differs from these defaults; `docs/settings.md` is generated from this file and
-`collecting.py`.
+A recipe file states only what differs from these defaults; `docs/settings.md` is generated from this file and those
+that it imports. What no single key can say, how they fit together, is checked here.
 Values are strict: "true" is no boolean, 1.5 is no integer.
 """
 
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pocketclip.recipe.collecting import CleanSettings, FetchSettings, SearchSettings, WordsSettings
-from pocketclip.recipe.kinds import NAME, TOO_LARGE, Activation, Colour, Natural, Positive, Settings, Share
-from pocketclip.recipe.zoo import IMAGE_TOWERS, TEXT_TOWERS
+from pocketclip.recipe.kinds import NAME, TOO_LARGE, Colour, Natural, Positive, Settings, Share
+from pocketclip.recipe.towers import ImageTowerSettings, ModelSettings, TextTowerSettings
+from pocketclip.recipe.training import EvaluateSettings, TrainSettings
 
 
 class DataSettings(Settings):
@@ -117,189 +117,6 @@ class TokenizerSettings(Settings):
     )
 
 
-class TransformerSettings(Settings):
-    """The size of one tower's transformer."""
-
-    width: Positive = Field(512, description="width of the tower")
-    layers: Positive = Field(12, description="number of blocks")
-    heads: Positive = Field(8, description="attention heads; must divide the width")
-    mlp_ratio: Annotated[float, Field(gt=0)] = Field(4.0, description="width of the perceptron, in tower widths")
-    activation: Activation = Field("gelu", description="`quick_gelu` for OpenAI's weights")
-    locked_layers: Natural = Field(
-        0,
-        description="blocks from below that do not learn, nor what lies below them; `layers` or more: the whole tower",
-    )
-
-    @property
-    def mlp_width(self) -> int:
-        """Width of the perceptron inside each block."""
-        return int(self.width * self.mlp_ratio)
-
-    @property
-    def locked(self) -> bool:
-        """Whether nothing of the tower learns."""
-        return self.locked_layers >= self.layers
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
-        return self
-
-
-def _require_known(size: str, sizes: dict[str, Any]) -> None:
-    if size and size not in sizes:
-        close = get_close_matches(size, sizes, n=1, cutoff=0)
-        raise ValueError(f"size = {size!r}: no such size; the nearest is {close[0]!r}, all are {', '.join(sizes)}")
-
-
-class ImageTowerSettings(TransformerSettings):
-    """The image tower: a vision transformer, or a ResNet."""
-
-    size: str = Field(
-        "",
-        description="a size by its name, which sets the keys below and image.size; keys that are given beside it count",
-    )
-    width: Positive = Field(768, description="width of the tower")
-    heads: Positive = Field(12, description="attention heads; must divide the width")
-    patch_size: Positive = Field(32, description="side of the square that becomes one token, pixels; must divide size")
-    stem_channels: tuple[Positive, ...] = Field(
-        (), description="channels of stride-2 convolutions before the tokens, e.g. [48, 96, 192]; empty: plain patches"
-    )
-    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="training only: share of the patches that each image goes without; the step is shorter by them"
-    )
-    pool: Literal["class", "mean"] = Field("class", description="read a class token, or the mean over all tokens")
-    cut_edges: bool = Field(
-        False, description="patches need not fill the image: what is left at the right and the lower edge is not seen"
-    )
-    stages: tuple[Positive, ...] = Field(
-        (),
-        description="blocks of each stage of a ResNet as OpenAI's CLIP has it, e.g. [3, 4, 6, 3]; width is then that "
-        "of its first stage, and layers, pool and stem_channels do not count; empty: a vision transformer",
-    )
-
-    @property
-    def stem_stride(self) -> int:
-        """How many pixels one position after the stem stands for, per side."""
-        return int(2 ** len(self.stem_channels))
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        _require_known(self.size, IMAGE_TOWERS)
-        if self.stages and self.locked_layers and not self.locked:
-            raise ValueError(
-                f"locked_layers = {self.locked_layers}: a ResNet is locked whole, by {self.layers}, or not"
-            )
-        if self.stages and self.patch_size != 2 ** (len(self.stages) + 1):
-            raise ValueError(
-                f"patch_size = {self.patch_size}: a ResNet of {len(self.stages)} stages shrinks the picture to one in "
-                f"{2 ** (len(self.stages) + 1)}; set patch_size to that"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _stem_divides_patch(self) -> Self:
-        if self.patch_size % self.stem_stride:
-            raise ValueError(
-                f"patch_size = {self.patch_size} is no multiple of the stem's stride, {self.stem_stride} "
-                f"(2 to the number of stem_channels)"
-            )
-        return self
-
-
-class TextTowerSettings(TransformerSettings):
-    """The causal text transformer."""
-
-    size: str = Field("", description="a size by its name: sets the keys below; keys that are given beside it count")
-    context_length: Annotated[int, Field(ge=3, lt=TOO_LARGE)] = Field(
-        77, description="longest caption, tokens, with start and end; longer ones are cut"
-    )
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        _require_known(self.size, TEXT_TOWERS)
-        return self
-
-
-class ModelSettings(Settings):
-    """Where the towers meet."""
-
-    embedding_width: Positive = Field(512, description="width of the shared space")
-    initial_temperature: Annotated[float, Field(gt=0)] = Field(0.07, description="learned from this value on")
-    max_logit_scale: Annotated[float, Field(ge=1)] = Field(100.0, description="upper bound of 1 / temperature")
-
-
-class TrainSettings(Settings):
-    """The optimisation."""
-
-    start_from: str = Field(
-        "",
-        description="a bundle whose weights training starts from, with its tokenizer; its sizes and preprocessing hold "
-        "where the recipe says nothing; empty: from scratch",
-    )
-    cache_features: bool = Field(
-        True,
-        description="of a locked image tower without augmentation: embed the images once, and keep that in data.folder",
-    )
-    interpolation: Share = Field(
-        1.0, description="share of the trained weights in the bundle, the rest is `start_from`'s (WiSE-FT); 1: all"
-    )
-    batch_size: Annotated[int, Field(ge=2, lt=TOO_LARGE)] = Field(128, description="pairs a step")
-    epochs: Positive = Field(32, description="passes over the training rows")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="peak, reached after the warm-up")
-    final_learning_rate: Share = Field(0.0, description="where the cosine ends, as a share of the peak")
-    warmup: Share = Field(0.05, description="share of the run in which the rate rises to its peak")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.2, description="on matrices; never on biases, norms, embeddings"
-    )
-    beta_1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="AdamW's decay of the mean")
-    beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="AdamW's decay of the variance")
-    epsilon: Annotated[float, Field(gt=0)] = Field(1e-6, description="AdamW's epsilon")
-    clip_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradients longer than this are shortened to it")
-    loss: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="CLIP's, each pair against the whole batch, or SigLIP's, each pair for itself"
-    )
-    label_smoothing: Share = Field(0.0, description="share of each target spread over the whole batch; softmax only")
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="`muon`: for the matrices inside the blocks, AdamW for all else"
-    )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="each layer below the top learns slower by this factor; for fine-tuning"
-    )
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="the bundle holds weights averaged over steps with this decay, e.g. 0.999; 0: the last ones"
-    )
-    chunk_size: Natural = Field(
-        0,
-        description="pairs embedded at a time (gradient caching): the batch's own gradient in less memory and a third "
-        "more time; 0: the whole batch",
-    )
-    recompute: bool = Field(
-        False,
-        description="keep only the inputs of blocks (activation checkpointing): less memory, a third more time",
-    )
-    compile: bool = Field(
-        False,
-        description="let torch compile the transformer blocks: a faster step for half a minute at each start; needs a "
-        "C++ compiler",
-    )
-    precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="`auto`: bfloat16 autocast where the chip has units for it, float32 elsewhere"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="`auto`: CUDA, then Apple's GPU, then CPU"
-    )
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(10.0, description="minutes between checkpoints")
-
-
-class EvaluateSettings(Settings):
-    """What is measured after training."""
-
-    splits: tuple[str, ...] = Field((), description="splits of data.folder to evaluate; empty: none")
-    batch_size: Positive = Field(256, description="images or captions at a time")
-
-
 class Recipe(Settings):
     """A whole run. The same recipe and the same data give the same weights on the same machine."""
 
@@ -330,6 +147,15 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Self:
+        loss, smoothing, each = self.train.loss, self.train.label_smoothing, self.caption.per_image
+        if loss == "global" and each > 1:
+            raise ValueError(f'train.loss = "global" remembers one caption a row, caption.per_image = {each}')
+        if loss != "softmax" and smoothing:
+            raise ValueError(f'train.label_smoothing = {smoothing} is of train.loss = "softmax", not of "{loss}"')
+        return self
+
     @property
     def has_constant_features(self) -> bool:
         """Whether a row's image has one and the same embedding in the whole run."""
@@ -344,6 +170,27 @@ class Recipe(Settings):
                     raise ValueError(f"{section}.locked_layers = {tower.locked_layers} needs weights: train.start_from")
             if self.train.interpolation < 1:
                 raise ValueError("train.interpolation needs weights to go back to: train.start_from")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_somebody(self) -> Self:
+        if self.train.distillation and not self.train.teacher:
+            raise ValueError(f"train.distillation = {self.train.distillation} needs a teacher's bundle: train.teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_something(self) -> Self:
+        every, splits, by = self.evaluate.every, self.evaluate.splits, self.train.best_by
+        if self.train.patience and not by:
+            raise ValueError(f"train.patience = {self.train.patience} waits for something better: set train.best_by")
+        if by and not every:
+            raise ValueError(f"train.best_by = {by!r} chooses among evaluations during training: set evaluate.every")
+        if by and by != "loss" and by not in splits:
+            raise ValueError(
+                f"train.best_by = {by!r} is none of evaluate.splits ({', '.join(splits) or 'none'}), nor `loss`"
+            )
+        if every and not splits and not by:
+            raise ValueError(f"evaluate.every = {every} has nothing to evaluate on: name splits in evaluate.splits")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from typing import Any
 from pocketclip.evaluate.results import Result
 from pocketclip.show.plots import percent
 from pocketclip.show.run import FinishedRun
+from pocketclip.show.tuning import changes_section
 
 # The policy forbids scripts and every other host, whatever the data may say.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -24,7 +25,8 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .3rem .5rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: top }
 td { white-space: nowrap }
 th:first-child, td:first-child, .facts td { text-align: left }
-.facts th { text-align: left; white-space: nowrap }
+.facts th, .compared th:first-child { text-align: left; white-space: nowrap }
+.compared td { text-align: right; white-space: normal }
 .facts td { white-space: normal; overflow-wrap: anywhere }
 figure { margin: 1.5rem 0 2.5rem }
 figure img { display: block; width: 672px; max-width: none; height: auto }
@@ -62,33 +64,42 @@ class Picture:
 
 
 def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:
-    """The whole page; all that comes from files is escaped."""
-    name = escape(run.recipe.name)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{name}: a PocketCLIP run</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{name}</h1>
-<p>{escape(_sentence(run))}</p>
+    """The whole page of a run; all that comes from files is escaped."""
+    return document(
+        run.recipe.name,
+        f"""<p>{escape(_sentence(run))}</p>
 {_results(run.results)}
 {_dropped(run.results)}
+{changes_section(run.changes)}
 <h2>Training facts</h2>
 {_facts(_training(run))}
 <h2>Figures</h2>
-{"".join(_figure(picture) for picture in pictures)}
+{"".join(figure(picture, "figures") for picture in pictures)}
 <h2>The recipe</h2>
 <details><summary>All settings of this run</summary><pre>{escape(run.recipe_text)}</pre></details>
 <h2>The data</h2>
 {_attribution(run.manifest)}
 <h2>To make it again</h2>
 <p>With the recipe above saved as <code>recipe.toml</code>:</p>
-<pre>{escape(_commands(run))}</pre>
+<pre>{escape(_commands(run))}</pre>""",
+    )
+
+
+def document(name: str, body: str) -> str:
+    """A page with the style of all pages. name: plain text, which is escaped; body: HTML."""
+    name = escape(name)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{name}: PocketCLIP</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{name}</h1>
+{body}
 </body>
 </html>
 """
@@ -97,10 +108,13 @@ def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:
 def _sentence(run: FinishedRun) -> str:
     recipe, training = run.recipe, run.training
     size = "" if run.parameters is None else f" of {_counted(run.parameters)} parameters"
-    epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
+    count, unit = (recipe.train.steps, "step") if recipe.train.steps else (recipe.train.epochs, "epoch")
+    length = f"{count:,} {unit}{'s' * (count > 1)}"
+    length = f"of {length} that were planned," if "ended_early" in training else f"{length} of"
+    start = f"fine-tuned from {recipe.train.start_from}" if recipe.train.start_from else "trained from scratch"
     return (
-        f"A CLIP{size}, trained from scratch on {training['pairs']:,} image-caption pairs seen ({epochs} of split "
-        f"“{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
+        f"A CLIP{size}, {start} on {training['pairs']:,} image-caption pairs seen ({length} "
+        f"split “{recipe.data.split}” of {recipe.data.folder}) in {duration(training['seconds'])} on "
         f"{run.environment.get('device', 'an unknown device')}."
     )
 
@@ -139,9 +153,13 @@ def _reasons(dropped: dict[str, int]) -> str:
 def _training(run: FinishedRun) -> dict[str, Any]:
     """What to know about the run, as escaped text or HTML; what the files do not say is left out."""
     training, environment, settings = run.training, run.environment, run.recipe.train
+    best, watching = training.get("best"), training.get("evaluation_seconds")
     versions = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
     facts = {
+        "Weights": best and f"those after step {best['step']:,}, the best by {best['by']}",
+        "Ended early": training.get("ended_early"),
         "Time": f"{duration(training['seconds'])} for {training['steps']:,} steps of {settings.batch_size:,} pairs",
+        "Evaluation meanwhile": watching and duration(watching),
         "Speed": f"{training['pairs'] / training['seconds']:,.0f} pairs/s" if training["seconds"] else None,
         "Loss at the end": f"{training['loss']:.3f} (chance: {math.log(settings.batch_size):.3f})",
         "Parameters": None if run.parameters is None else f"{run.parameters:,}",
@@ -157,13 +175,14 @@ def _training(run: FinishedRun) -> dict[str, Any]:
     return known | {"Dropped rows": _reasons(training.get("dropped") or {}) or "none"}
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture, folder: str) -> str:
+    """A figure as HTML, with the picture inside. folder: where its files lie, beside the page."""
     encoded = base64.b64encode(picture.png).decode()
     title, reading = escape(picture.title), escape(picture.reading)
     return f"""<figure>
 <h3>{title}</h3>
 <div class="wide"><img src="data:image/png;base64,{encoded}" alt="{title}. {reading}"></div>
-<figcaption>{reading} <small>(figures/{escape(picture.data_name)})</small></figcaption>
+<figcaption>{reading} <small>({escape(folder)}/{escape(picture.data_name)})</small></figcaption>
 </figure>
 """
 
@@ -187,8 +206,8 @@ def _commands(run: FinishedRun) -> str:
         lines = [f"pocketclip pack openmoji {data} --size {run.manifest.get('image_size', 72)}{cut}"]
     runs = shlex.quote(str(run.folder.parent))
     elsewhere = "" if runs == "runs" else f" --runs {runs}"
+    lines += [] if run.recipe.train.start_from else ["pocketclip tokenizer recipe.toml"]
     lines += [
-        "pocketclip tokenizer recipe.toml",
         f"pocketclip train recipe.toml{elsewhere}",
         f"pocketclip evaluate {folder}/bundle",
         f"pocketclip report {folder}",

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from pocketclip.files import whole_file, whole_folder
-from pocketclip.show import plots
+from pocketclip.show import curves, plots
 from pocketclip.show.examples import best_and_worst, ranking, spread_images
 from pocketclip.show.page import Picture, page
 from pocketclip.show.run import EvaluatedSplit, FinishedRun
+from pocketclip.show.tuning import changes_table, draw_changes
 
 MATRIX_IMAGES = 10
 RANKED_IMAGES = 5
@@ -45,7 +47,10 @@ def write_report(run: Path) -> Path:
 def _pictures(run: FinishedRun) -> Iterator[Picture]:
     splits = run.test_splits()
     yield _training(run)
+    if run.evaluations:
+        yield _accuracy_in_training(run)
     yield _accuracy(run)
+    yield from _changes(run)
     for split in splits:
         yield from _groups(split)
     yield _recall(run)
@@ -56,7 +61,7 @@ def _pictures(run: FinishedRun) -> Iterator[Picture]:
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class Drawing:
     """A figure still to be named and explained."""
 
     table: plots.Table
@@ -83,12 +88,28 @@ def _training(run: FinishedRun) -> Picture:
         }
         for line, value in zip(run.metrics, smooth, strict=True)
     ]
-    return _Drawing(table, partial(plots.training, table, run.recipe.train.batch_size)).picture(
+    return Drawing(table, partial(plots.training, table, run.recipe.train.batch_size)).picture(
         "training",
         "Training",
         "The lower the loss, the better a batch's images and captions are told apart; a model that has learned nothing "
         "stays on the dashed line.",
     )
+
+
+def _accuracy_in_training(run: FinishedRun) -> Picture:
+    table = [evaluation_line(run.recipe.name, line) for line in run.evaluations]
+    splits = list(dict.fromkeys(line["split"] for line in table))
+    return Drawing(table, partial(curves.accuracies, table, "split", splits)).picture(
+        "accuracy-in-training",
+        "Zero-shot accuracy during training",
+        "How often a right caption was the model's first choice, at each evaluation (dots) during training.",
+    )
+
+
+def evaluation_line(run: str, line: dict[str, Any]) -> dict[str, Any]:
+    """What figures and their tables use of a line of evaluations.jsonl."""
+    names = ("split", "step", "pairs", "seconds", "top_1", "top_5", "chance_top_1")
+    return {"run": run} | {name: line[name] for name in names}
 
 
 def _accuracy(run: FinishedRun) -> Picture:
@@ -97,12 +118,24 @@ def _accuracy(run: FinishedRun) -> Picture:
         for result in run.results
         for k, right, chance in ((1, result.top_1, result.chance_top_1), (5, result.top_5, result.chance_top_5))
     ]
-    return _Drawing(table, partial(plots.accuracy, table)).picture(
+    return Drawing(table, partial(plots.accuracy, table)).picture(
         "accuracy",
         "Zero-shot accuracy",
         "How often a right caption is the model's first choice, or among its first five, out of all captions of the "
         f"data set; split “{run.recipe.data.split}” was trained on, and the black marks are blind guessing.",
     )
+
+
+def _changes(run: FinishedRun) -> Iterator[Picture]:
+    """One picture, or none of a run from scratch."""
+    table = changes_table(run.changes)
+    if table:
+        yield Drawing(table, partial(draw_changes, table)).picture(
+            "before-and-after",
+            "Accuracy before and after",
+            "How often the right caption came first with the bundle that training started from, and with what it has "
+            "become; of a difference two standard errors are given.",
+        )
 
 
 def _groups(split: EvaluatedSplit) -> Iterator[Picture]:
@@ -112,7 +145,7 @@ def _groups(split: EvaluatedSplit) -> Iterator[Picture]:
         return
     table = [{"group": name, "images": one.images, "top_1": one.top_1, "top_5": one.top_5} for name, one in groups]
     shown = f"its {GROUPS} largest" if len(groups) > GROUPS else "its"
-    yield _Drawing(table, partial(plots.groups, table[:GROUPS])).picture(
+    yield Drawing(table, partial(plots.groups, table[:GROUPS])).picture(
         f"groups-{split.name}",
         f"Accuracy by group: {split.name}",
         f"The same accuracy for {shown} groups of images, the largest first; the fewer images a group has (in "
@@ -129,7 +162,7 @@ def _recall(run: FinishedRun) -> Picture:
         for kind, _, k in [name.partition("_recall@")]
         for direction in [directions[kind]]
     ]
-    return _Drawing(table, partial(plots.recall, table)).picture(
+    return Drawing(table, partial(plots.recall, table)).picture(
         "recall",
         "Retrieval",
         "How often one of an image's captions, or one of a caption's images, is among the first k that the model finds "
@@ -152,7 +185,7 @@ def _cosines(split: EvaluatedSplit, size: int) -> Picture:
         for image in range(len(numbers))
     ]
     thumbnails = [split.thumbnail(number, size) for number in numbers]
-    return _Drawing(table, partial(plots.cosines, thumbnails, captions, np.asarray(matrix))).picture(
+    return Drawing(table, partial(plots.cosines, thumbnails, captions, np.asarray(matrix))).picture(
         f"cosines-{split.name}",
         f"Images and captions: {split.name}",
         "Evenly spaced images of the split with their first captions; a good model has its highest value in each "

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from pocketclip.data.images import BadImage, Pixels, open_image, to_square
 from pocketclip.data.shards import Split, read_manifest
 from pocketclip.errors import DataError
+from pocketclip.evaluate.changes import Change, read_changes
 from pocketclip.evaluate.results import Result, read_lines, read_results
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_resolved
@@ -83,12 +84,10 @@ class FinishedRun:
         recipe = _existing(folder / "recipe.toml", training)
         self.recipe: Recipe = load_resolved(recipe)
         self.recipe_text = recipe.read_text(encoding="utf-8")
-        self.environment = _json_object(folder / "environment.json", training)
-        self.metrics = read_lines(_existing(folder / "metrics.jsonl", training))
-        if not self.metrics:
-            raise DataError(f"{folder / 'metrics.jsonl'}: holds no whole line; train the run anew")
+        self.environment = json_object(folder / "environment.json", training)
+        self.metrics, self.evaluations = read_metrics(folder), read_evaluations(folder)
         unfinished = "`pocketclip train` writes it when the run is complete; the same command goes on with it"
-        self.training: dict[str, Any] = _json_object(folder / "bundle" / "bundle.json", unfinished)["training"]
+        self.training: dict[str, Any] = json_object(folder / "bundle" / "bundle.json", unfinished)["training"]
         self.results = read_results(_existing(folder / "evaluation" / "results.json", self._evaluating))
         self.data = Path(self.recipe.data.folder)
         self.manifest = read_manifest(self.data) if (self.data / "manifest.json").exists() else {}
@@ -99,12 +98,13 @@ class FinishedRun:
 
     @cached_property
     def parameters(self) -> int | None:
-        """Numbers in the weights' file, read from its header; None where there is none."""
-        try:
-            with safe_open(self.folder / "bundle" / "model.safetensors", framework="np") as weights:
-                return sum(int(prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return None
+        """Numbers in the bundle's weights; None where they cannot be read."""
+        return count_parameters(self.folder / "bundle" / "model.safetensors")
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """What training changed on each split, where it started from a bundle that was evaluated too."""
+        return read_changes(self.folder / "evaluation") if self.recipe.train.start_from else []
 
     def test_splits(self) -> list[EvaluatedSplit]:
         """The evaluated splits that were not trained on; all of them if there are no others."""
@@ -132,6 +132,30 @@ class FinishedRun:
         return EvaluatedSplit(result, predictions, images, captions, Split(self.data, result.benchmark))
 
 
+def count_parameters(path: Path) -> int | None:
+    """Numbers in a file of weights, read from its header; None where there is none."""
+    try:
+        with safe_open(path, framework="np") as weights:
+            return sum(int(prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, at least one; raises DataError where there is none."""
+    path = folder / "metrics.jsonl"
+    lines = read_lines(_existing(path, f"`pocketclip train` writes it; is {folder} a run's folder?"))
+    if not lines:
+        raise DataError(f"{path}: holds no whole line; train the run anew")
+    return lines
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's evaluations during training; none where there were none."""
+    path = folder / "evaluations.jsonl"
+    return read_lines(path) if path.exists() else []
+
+
 def _of_length_one(vectors: NDArray[Any]) -> Vectors:
     """Undo the rounding of the stored half-precision vectors."""
     wide = vectors.astype(np.float32)
@@ -145,7 +169,8 @@ def _existing(path: Path, origin: str) -> Path:
     return path
 
 
-def _json_object(path: Path, origin: str) -> dict[str, Any]:
+def json_object(path: Path, origin: str) -> dict[str, Any]:
+    """A JSON object in a file; raises DataError, with `origin` where it is missing."""
     try:
         found = json.loads(_existing(path, origin).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -58,7 +58,7 @@ class Imagined:
         pixels = torch.randint(0, 256, (pairs, size, size, 3), dtype=torch.uint8, generator=generator)
         length = min(self.caption_tokens, recipe.text_tower.context_length)
         tokens = torch.randint(recipe.tokenizer.vocabulary_size, (pairs, length), generator=generator)
-        return Batch((0, 0), pixels, tokens, torch.full((pairs,), length - 1), Counter())
+        return Batch((0, 0), pixels, tokens, torch.full((pairs,), length - 1), torch.arange(pairs), Counter())
 
 
 def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
@@ -77,8 +77,8 @@ def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
         some = [require_pairs(data[0, step], split) for step in range(min(3, steps_per_epoch))]
     tokens = float(np.mean([computed_tokens(batch, device) for batch in some]))
     fitted, budget = fit_to_memory(recipe, tokens, device)
-    steps = steps_per_epoch * recipe.train.epochs
-    learner = Learner(fitted, device, max(1, steps))
+    steps = recipe.train.steps_of_run(steps_per_epoch)
+    learner = Learner(fitted, device, max(1, steps), rows)
     seconds_per_pair, memory, done = 0.0, 0.0, 0.0
     for size, share in recipe.image.phases:
         batches = (

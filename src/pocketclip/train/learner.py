@@ -1,5 +1,6 @@
 """One optimisation step: a batch in, moved weights out."""
 
+import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,15 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pocketclip.data.batches import Batch
 from pocketclip.data.images import normalise
+from pocketclip.data.teacher import Taught
 from pocketclip.device import Device, require_compiler
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.train.average import AveragedModel
+from pocketclip.train.distillation import distillation_loss
+from pocketclip.train.global_loss import RememberedNegatives, global_loss
 from pocketclip.train.grad_cache import Embeddings, cached_backward
 from pocketclip.train.losses import ALONE, caption_numbers, sigmoid_loss, softmax_loss
 from pocketclip.train.optimizer import Optimizer
 from pocketclip.train.ranks import Ranks
-from pocketclip.train.schedule import learning_rate
+from pocketclip.train.schedule import learning_rate, renewed_share
 from pocketclip.train.start import interpolate, lock, start_from
 
 
@@ -55,10 +59,11 @@ class Towers(nn.Module):
 class Learner:
     """A model with its optimizer on a device.
 
-    ranks: the processes that each hold a part of the batch, and all the same model.
+    steps, rows: of the run and of the data set. ranks: the processes that each hold a part of the batch, and all the
+    same model.
     """
 
-    def __init__(self, recipe: Recipe, device: Device, steps: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, recipe: Recipe, device: Device, steps: int, rows: int = 0, ranks: Ranks = ALONE) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.steps, self.ranks = recipe, device, steps, ranks
         self.model = CLIP(recipe).to(device.device).train()
@@ -75,6 +80,7 @@ class Learner:
         self.towers = self._towers()
         self.optimizer = Optimizer(self.model, recipe.train)
         self.average = AveragedModel(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.remembered = RememberedNegatives(rows, device.device) if recipe.train.loss == "global" else None
 
     def _towers(self) -> nn.Module:
         """Both towers in one forward pass, whose gradients are averaged over the ranks as they come."""
@@ -94,21 +100,33 @@ class Learner:
         """
         seeds = np.random.SeedSequence([self.recipe.seed, number, self.ranks.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        loss = self.backward(batch)
-        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
+        loss = self.backward(batch, number)
+        length = self._clip_gradients()
         self.optimizer.step(learning_rate(number, self.steps, self.recipe.train))
         self.model.clamp_scale()
         if self.average:
             self.average.update(self.model, number)
         return loss, length.detach()
 
-    def backward(self, batch: Batch) -> Tensor:
+    def _clip_gradients(self) -> Tensor:
+        """Shorten the gradient to the recipe's length if it is longer; returns its length before."""
+        parameters = list(self.model.parameters())
+        length = nn.utils.get_total_norm(one.grad for one in parameters if one.grad is not None)
+        # Torch multiplies all gradients, by 1 where they are short enough. A GPU would have to stop to know that.
+        if length.device.type != "cpu" or length > self.recipe.train.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.recipe.train.clip_norm, length)
+        return length
+
+    def backward(self, batch: Batch, number: int = 0) -> Tensor:
         """Give every parameter its gradient, that of the batch of all ranks; returns the loss of that."""
-        tokens, ends = (one.to(self.device.device, non_blocking=True) for one in (batch.tokens, batch.ends))
+        there = (batch.tokens, batch.ends, batch.rows)
+        tokens, ends, rows = (one.to(self.device.device, non_blocking=True) for one in there)
         captions = caption_numbers(tokens, ends)
 
         def loss_of(images: Tensor, texts: Tensor) -> Tensor:
-            return self._loss(images, texts, captions) * self.ranks.count  # as the gradients are averaged
+            loss = self._loss(images, texts, captions, rows, number)
+            loss = self._with_teacher(loss, images, texts, batch.taught)
+            return loss * self.ranks.count  # as the gradients are averaged
 
         parts = self._parts(batch.pixels, tokens, batch.ends)
         not_last = self.towers.no_sync if isinstance(self.towers, DistributedDataParallel) else nullcontext
@@ -135,11 +153,18 @@ class Learner:
             found: Embeddings = self.towers(images, part.tokens, part.ends)
         return found
 
-    def _loss(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
+    def _loss(self, images: Tensor, texts: Tensor, captions: Tensor, rows: Tensor, number: int) -> Tensor:
         """The share of this rank in the loss; with several captions an image, the mean over its first, second, ..."""
-        each = self.recipe.caption.per_image
-        by_place = zip(texts.view(-1, each, texts.shape[1]).unbind(1), captions.view(-1, each).unbind(1), strict=True)
+        if self.remembered is not None:
+            share = renewed_share(number, self.steps, self.recipe.train)
+            scale = self.model.scale()
+            return global_loss(images, texts, scale, captions, rows, self.remembered, share, self.ranks)
+        by_place = zip(self._by_place(texts), self._by_place(captions), strict=True)
         return torch.stack([self._loss_of_pairs(images, some, numbers) for some, numbers in by_place]).mean()
+
+    def _by_place(self, captions: Tensor) -> tuple[Tensor, ...]:
+        """[pairs * captions, ...] -> [pairs, ...] of each image's first caption, of its second, ..."""
+        return captions.view(-1, self.recipe.caption.per_image, *captions.shape[1:]).unbind(1)
 
     def _loss_of_pairs(self, images: Tensor, texts: Tensor, captions: Tensor) -> Tensor:
         scale, bias = self.model.scale(), self.model.logit_bias
@@ -147,13 +172,31 @@ class Learner:
             return sigmoid_loss(images, texts, scale, bias, captions, self.ranks)
         return softmax_loss(images, texts, scale, captions, self.recipe.train.label_smoothing, self.ranks)
 
+    def _with_teacher(self, loss: Tensor, images: Tensor, texts: Tensor, taught: Taught | None) -> Tensor:
+        """The loss with the teacher's share in it; captions that the teacher was not shown have no part in that."""
+        if taught is None:
+            return loss
+        theirs = [
+            F.normalize(one.to(self.device.device, non_blocking=True).float()) for one in (taught.images, taught.texts)
+        ]
+        losses = []
+        for some, wanted in zip(self._by_place(texts), self._by_place(theirs[1]), strict=True):
+            shown = wanted[:, 0].isfinite()
+            losses.append(
+                distillation_loss(
+                    images, some[shown], self.model.scale(), theirs[0], wanted[shown], taught.scale, self.ranks
+                )
+            )
+        share = self.recipe.train.distillation
+        return (1 - share) * loss + share * torch.stack(losses).mean()
+
     def finished(self) -> CLIP:
-        """The model that the bundle gets, when training has ended: averaged, interpolated, as the recipe says."""
+        """The model that the bundle would get now: averaged, interpolated, as the recipe says; to be read only."""
         model = self.average.model if self.average else self.model
         assert isinstance(model, CLIP)
         if self.start is not None:
+            model = copy.deepcopy(model)
             interpolate(model, self.start, self.recipe.train.interpolation)
-            self.start = None
         return model
 
     def state(self) -> dict[str, Any]:
@@ -164,6 +207,8 @@ class Learner:
         }
         if self.average:
             state["average"] = self.average.state()
+        if self.remembered is not None:
+            state["remembered"] = self.remembered.means
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -172,3 +217,5 @@ class Learner:
         self.optimizer.restore(state["optimizer"])
         if self.average:
             self.average.restore(state["average"])
+        if self.remembered is not None:
+            self.remembered.means.copy_(state["remembered"])

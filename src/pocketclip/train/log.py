@@ -10,15 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pocketclip.errors import TrainingError
+from pocketclip.train.tensorboard import TensorBoard
 
 
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, appended; cut back to a checkpoint's length when a run goes on.
 
-    path: None for a rank that keeps no log.
+    path: None for a rank that keeps no log. board: gets the same lines.
     """
 
-    def __init__(self, path: Path | None, length: int) -> None:
+    def __init__(self, path: Path | None, length: int, board: TensorBoard | None = None) -> None:
+        self._board = board
         if path is None:
             self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
             return
@@ -33,10 +35,14 @@ class MetricsLog:
         """Append one line, to be read by others at once."""
         self._file.write(json.dumps(values).encode() + b"\n")
         self._file.flush()
+        if self._board:
+            self._board.write(values)
 
     def sync(self) -> int:
         """Put all lines on the disk; returns the file's length in bytes."""
         os.fsync(self._file.fileno())
+        if self._board:
+            self._board.flush()
         return self._file.tell()
 
     def __enter__(self) -> Self:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pocketclip.bundle import save_bundle
+from pocketclip.bundle import save_bundle, seal_of
 from pocketclip.data.batches import Batch, TrainingBatches, load_batches
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device
@@ -31,6 +31,9 @@ from pocketclip.train.memory import computed_tokens, fit_to_memory, memory_in_us
 from pocketclip.train.ranks import Ranks, open_ranks
 from pocketclip.train.run_folder import alone_in, check_folder, prepare_folder
 from pocketclip.train.schedule import learning_rate
+from pocketclip.train.teach import open_teacher
+from pocketclip.train.tensorboard import TensorBoard, require_tensorboard
+from pocketclip.train.watch import Seen, Watch
 
 LOG_EVERY = 10
 
@@ -62,6 +65,8 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
 
     Raises TrainingError, CheckpointError, DataError or TokenizerError, and Stopped after Ctrl-C or SIGTERM.
     """
+    if recipe.train.tensorboard:
+        require_tensorboard()
     device = choose_device(recipe.train.device, recipe.train.precision)
     with open_ranks(device.device) as ranks:
         return _train(recipe, folder, console, device, ranks)
@@ -71,27 +76,30 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
     """The same as one of the ranks."""
     split = Split(recipe.data.folder, recipe.data.split)
     tokenizer = open_tokenizer(recipe)
+    teacher = open_teacher(recipe, split) if recipe.train.distillation else None
     features = _features(recipe, split, console, ranks)
-    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count, features)
+    batches = TrainingBatches(split, recipe, tokenizer.encode, ranks.rank, ranks.count, features, teacher)
     bundle = folder / "bundle"
     ranks.first_does(lambda: check_folder(folder, recipe))
     with alone_in(folder, ranks):
         if ranks.first_does(bundle.exists):
             console.print(f"{bundle} is complete; delete {folder} to train it anew")
             return bundle
-        ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
         tokens = computed_tokens(require_pairs(batches[0, 0], split), device)
         fitted = ranks.first_does(lambda: fit_to_memory(recipe, tokens, device, ranks.count)[0])
         if fitted != recipe:
             console.print(
                 f"a whole batch does not fit the memory: {fitted.train.chunk_size} pairs are embedded at once"
             )
-        learner = Learner(fitted, device, batches.steps_per_epoch * recipe.train.epochs, ranks)
-        run = Run(recipe, folder, console, learner, batches, tokenizer.fingerprint())
+        learner = Learner(fitted, device, recipe.train.steps_of_run(batches.steps_per_epoch), len(split), ranks)
+        watch = Watch(recipe, folder, learner, tokenizer, batches.steps_per_epoch, console)
+        run = Run(recipe, folder, console, learner, batches, watch)
+        # What is refused until here leaves no trace: with the mistake mended the same name is free.
+        ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
         run.resume()
         run.go()
-        summary = {"steps": run.learner.steps, **vars(run.tally)}
-        ranks.first_does(lambda: save_bundle(bundle, run.learner.finished(), recipe, tokenizer, summary))
+        summary = {"steps": run.done, **vars(run.tally), **watch.summary(), **run.origin}
+        ranks.first_does(lambda: save_bundle(bundle, watch.chosen(), recipe, tokenizer, summary))
     return bundle
 
 
@@ -114,12 +122,17 @@ class Run:
         console: Console,
         learner: Learner,
         batches: TrainingBatches,
-        vocabulary: str,
+        watch: Watch,
     ) -> None:
-        self.recipe, self.folder, self.console = recipe, folder, console
+        self.recipe, self.folder, self.console, self.watch = recipe, folder, console, watch
         self.learner, self.batches, self.ranks = learner, batches, learner.ranks
-        self.start, self.tally, self.here = 0, Tally(dropped=dict(batches.split.dropped)), Counted()
+        self.origin = {"start": seal_of(Path(start))} if (start := recipe.train.start_from) else {}
+        self.done, self.tally, self.here = 0, Tally(dropped=dict(batches.split.dropped)), Counted()
+        vocabulary = watch.tokenizer.fingerprint()
         self.data = {"rows": len(batches.split), "data": batches.split.fingerprint(), "tokenizer": vocabulary}
+        self.data |= self.origin
+        if batches.teacher:
+            self.data["teacher"] = batches.teacher.folder.name
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
@@ -128,40 +141,67 @@ class Run:
             return
         changed = [what for what, value in self.data.items() if checkpoint.description.get(what) != value]
         if changed:
+            where = self.recipe.train.start_from if changed == ["start"] else self.recipe.data.folder
             raise CheckpointError(
-                f"{self.folder}: was training on other files than {self.recipe.data.folder} now holds ({changed[0]} "
+                f"{self.folder}: was training on other files than {where} now holds ({changed[0]} "
                 f"changed); restore them, or delete {self.folder} to start anew"
             )
         self.learner.restore(checkpoint.tensors)
-        self.start, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
-        self.console.print(f"going on from step {self.start} of {self.learner.steps}")
+        self.done, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
+        self.watch.seen = Seen(**checkpoint.description.get("evaluations", {}))
+        self.console.print(f"going on from step {self.done} of {self.learner.steps}")
 
     def go(self) -> None:
-        """Train from `start` to the end of the run, saving on the way."""
+        """Train from where it is to the end of the run, saving on the way."""
         steps = self.learner.steps
-        lines = ProgressLine(self.console, steps, self.start)
-        log = MetricsLog(self.folder / "metrics.jsonl" if self.ranks.first else None, self.tally.metrics_bytes)
-        batches = load_batches(self.batches, self.start, steps, self.recipe.data.workers)
+        lines = ProgressLine(self.console, steps, self.done)
+        path = self.folder / "metrics.jsonl" if self.ranks.first else None
+        batches = load_batches(self.batches, self.done, steps, self.recipe.data.workers)
         before, losses = self.tally.seconds, list[Tensor]()
-        began = saved = time.monotonic()
-        with stop_requested(once=self.ranks.count == 1) as stop, log as metrics, lines:
-            for done, batch in enumerate(batches, start=self.start + 1):
+        with (
+            stop_requested(once=self.ranks.count == 1) as stop,
+            self._board() as self.watch.board,
+            MetricsLog(path, self.tally.metrics_bytes, self.watch.board) as metrics,
+            lines,
+        ):
+            if self.watch.due(self.done):  # the run was stopped before it could be
+                self._evaluate()
+                self._save(metrics)
+            began = saved = time.monotonic()
+            for batch in batches if not self.watch.verdict else ():
                 self._count(batch)
-                loss, gradient = self.learner.step(batch, done - 1)
+                loss, gradient = self.learner.step(batch, self.done)
                 losses.append(loss)
-                stopping = self.ranks.any(stop.is_set()) and done < steps
-                if done % LOG_EVERY == 0 or done == steps or stopping:
+                self.done += 1
+                stopping = self.ranks.any(stop.is_set()) and self.done < steps
+                evaluating = self.watch.due(self.done)
+                if self.done % LOG_EVERY == 0 or self.done == steps or stopping or evaluating:
                     self.tally.seconds = before + time.monotonic() - began
-                    self._log(metrics, lines, done, losses, float(gradient))
+                    self._log(metrics, lines, losses, float(gradient))
                     losses = []
+                if evaluating and not stopping:
+                    began += self._evaluate()  # which is no training
+                ended = self.done == steps or bool(self.watch.verdict)
                 due = time.monotonic() - saved > self.recipe.train.checkpoint_minutes * 60
-                if stopping or done == steps or (not losses and self.ranks.any(due)):
-                    self._save(metrics, done)
+                if stopping or ended or (not losses and self.ranks.any(due)):
+                    self._save(metrics)
                     saved = time.monotonic()
                 if stopping:
                     raise Stopped(
-                        f"stopped after step {done} of {steps}, saved in {self.folder}; the same command goes on"
+                        f"stopped after step {self.done} of {steps}, saved in {self.folder}; the same command goes on"
                     )
+                if ended:
+                    break
+        if self.watch.verdict:
+            self.console.print(f"ended early after step {self.done} of {steps}: {self.watch.verdict}", highlight=False)
+
+    def _board(self) -> AbstractContextManager[TensorBoard | None]:
+        if not (self.recipe.train.tensorboard and self.ranks.first):
+            return nullcontext()
+        return TensorBoard(self.folder / "tensorboard", self.done)
+
+    def _evaluate(self) -> float:
+        return self.watch.evaluate(self.done, self.tally.pairs, self.tally.seconds)
 
     def _count(self, batch: Batch) -> None:
         self.here.pairs += len(require_pairs(batch, self.batches.split).pixels)
@@ -175,15 +215,16 @@ class Run:
             total += one.dropped
         self.tally.dropped, self.here = dict(total), Counted()
 
-    def _log(self, metrics: MetricsLog, lines: ProgressLine, done: int, losses: list[Tensor], gradient: float) -> None:
+    def _log(self, metrics: MetricsLog, lines: ProgressLine, losses: list[Tensor], gradient: float) -> None:
         self._count_all_ranks()
-        loss = float(torch.stack(losses).mean())
+        done, loss = self.done, float(torch.stack(losses).mean())
         if not math.isfinite(loss) or not math.isfinite(gradient):
             raise TrainingError(
                 f"the loss became {loss} between steps {done - len(losses) + 1} and {done}; "
                 f"nothing was saved since the last checkpoint; try a lower train.learning_rate or a longer train.warmup"
             )
         self.tally.loss = loss
+        self.watch.note_losses(torch.stack(losses).tolist())
         rate = self.tally.pairs / self.tally.seconds
         memory = memory_in_use(self.learner.device) / 1e6
         metrics.write(
@@ -216,11 +257,16 @@ class Run:
                 "(try a third of train.learning_rate) or a warm-up too short."
             )
 
-    def _save(self, metrics: MetricsLog, step: int) -> None:
+    def _save(self, metrics: MetricsLog) -> None:
         self.tally.metrics_bytes = metrics.sync()
-        description = {**self.data, "tally": vars(self.tally)}
-        checkpoint = Checkpoint(step, self.learner.state(), description)
-        self.ranks.first_does(lambda: save_checkpoint(self.folder / "checkpoint", checkpoint))
+        description = {**self.data, "tally": vars(self.tally), "evaluations": vars(self.watch.seen)}
+        checkpoint = Checkpoint(self.done, self.learner.state(), description)
+
+        def save() -> None:
+            save_checkpoint(self.folder / "checkpoint", checkpoint)
+            self.watch.saved()
+
+        self.ranks.first_does(save)
 
 
 def require_pairs(batch: Batch, split: Split) -> Batch:

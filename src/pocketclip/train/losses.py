@@ -96,6 +96,14 @@ def log_sums(
     return of_images, of_texts, positive_images, positive_texts
 
 
+def blocks(rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """A matrix in blocks: (which rows, which columns) of each."""
+    height, width = BLOCK.get(device.type, BLOCK["cuda"])
+    for top in range(0, rows, height):
+        for left in range(0, columns, width):
+            yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))
+
+
 class _Blocks:
     """The images of this rank against the texts of all ranks, block by block."""
 
@@ -107,17 +115,14 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor | tuple[Tensor, Tensor]]]:
         """(which images, which texts, where the positives of the block are: a mask, or rows and columns)."""
-        height, width = BLOCK.get(self.images.device.type, BLOCK["cuda"])
-        for top in range(0, len(self.images), height):
-            rows = slice(top, min(top + height, len(self.images)))
-            own = torch.arange(rows.start, rows.stop, device=self.images.device) + self.first
-            for left in range(0, len(self.texts), width):
-                columns = slice(left, min(left + width, len(self.texts)))
-                if self.repeated:
-                    yield rows, columns, self.captions[own, None] == self.captions[columns]
-                else:
-                    inside = ((own >= columns.start) & (own < columns.stop)).nonzero()[:, 0]
-                    yield rows, columns, (inside, own[inside] - left)
+        device = self.images.device
+        for rows, columns in blocks(len(self.images), len(self.texts), device):
+            own = torch.arange(rows.start, rows.stop, device=device) + self.first
+            if self.repeated:
+                yield rows, columns, self.captions[own, None] == self.captions[columns]
+            else:
+                inside = ((own >= columns.start) & (own < columns.stop)).nonzero()[:, 0]
+                yield rows, columns, (inside, own[inside] - columns.start)
 
 
 class _LogSums(torch.autograd.Function):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pocketclip.recipe.schema import TrainSettings
+from pocketclip.recipe.training import TrainSettings
 
 BLOCK = re.compile(r"(visual|text)\.transformer\.resblocks\.(\d+)\.")
 ABOVE_BLOCKS = re.compile(r"visual\.(ln_post|proj|attnpool)|text\.(ln_final|text_projection)|logit_")

@@ -15,14 +15,18 @@ from pocketclip.recipe.toml import differences, load_resolved, to_toml
 from pocketclip.train.ranks import Ranks
 
 LOCK = "training.lock"
-CHANGEABLE = ("data.workers", "train.checkpoint_minutes", "evaluate.")  # settings that cannot change the weights
+# Settings that cannot change the weights.
+CHANGEABLE = ("data.workers", "train.checkpoint_minutes", "train.tensorboard", "evaluate.")
+CHOOSING = ("evaluate.every", "evaluate.splits")  # but where the best of them are chosen
 
 
 def check_folder(folder: Path, recipe: Recipe) -> None:
     """Raise TrainingError if a folder holds a run of another recipe, or something else than a run."""
     kept = folder / "recipe.toml"
     if kept.exists():
-        changed = [key for key in differences(load_resolved(kept), recipe) if not key.startswith(CHANGEABLE)]
+        fixed = CHOOSING if recipe.train.best_by else ()
+        different = differences(load_resolved(kept), recipe)
+        changed = [key for key in different if not key.startswith(CHANGEABLE) or key in fixed]
         if changed:
             raise TrainingError(
                 f"{folder}: holds a run of another recipe ({', '.join(changed)} differ); choose another name=..., "
@@ -53,7 +57,7 @@ def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
 
     The first rank holds it for all. The system lets go of the lock when its process ends, however that happens.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=1)  # seconds: `pocketclip runs` holds it for a moment, to see if it is free
 
     def hold() -> None:
         try:

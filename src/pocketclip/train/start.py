@@ -14,7 +14,8 @@ from pocketclip.bundle import load
 from pocketclip.errors import TrainingError
 from pocketclip.model.clip import CLIP
 from pocketclip.model.image_tower import interpolated
-from pocketclip.recipe.schema import Recipe, TransformerSettings
+from pocketclip.recipe.schema import Recipe
+from pocketclip.recipe.towers import TransformerSettings
 
 POSITIONS = {"visual.positional_embedding", "visual.attnpool.positional_embedding"}
 OF_LOSS = {"logit_bias"}  # what a bundle that was trained with another loss may lack or have

@@ -1,16 +1,13 @@
-"""The command line: one short function a verb; each imports its stage only when it runs."""
+"""The verbs that make a data set; each imports its stage only when it runs."""
 
-import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from pocketclip.errors import CollectError, PocketCLIPError, RecipeError, Stopped
+from pocketclip.cli.app import Overrides, RecipeFile, app, console
+from pocketclip.errors import CollectError
 
 EngineName = Annotated[
     Literal["local", "ray"], typer.Option("--engine", help="Where the work is done: this machine's processes, or Ray.")
@@ -19,21 +16,6 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a core 
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster that is running; else one starts here.", show_default=False)
 ]
-
-app = typer.Typer(
-    name="pocketclip",
-    help="Train a CLIP of your own, from scratch, on one machine.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-FIRST_RANK = os.environ.get("RANK", "0") == "0"  # of the processes that `torchrun` starts one speaks
-console = Console(soft_wrap=True, quiet=not FIRST_RANK)
-errors = Console(stderr=True, soft_wrap=True)
-
-RecipeFile = Annotated[str, typer.Argument(help="Recipe file (TOML), or the name of one that comes with PocketCLIP.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.", show_default=False)]
-RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that holds all runs.")]
 
 
 @app.command()
@@ -218,151 +200,3 @@ def tokenizer(recipe: RecipeFile, overrides: Overrides = None) -> None:
     path = Path(settings.data.folder) / "tokenizer.json"
     save_tokenizer(learned, path)
     console.print(f"{path}: {learned.get_vocab_size():,} entries", highlight=False)
-
-
-@app.command()
-def check(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(help="Imagine so many rows; 0: those of data.folder.", min=0)] = 0,
-    caption_tokens: Annotated[int, typer.Option(help="Of each imagined caption.", min=3)] = 12,
-    chip: Annotated[str, typer.Option(help="A GPU whose time is estimated, such as H100.")] = "",
-) -> None:
-    """Print what a recipe will cost: parameters, FLOPs, memory and time on this machine."""
-    from pocketclip.recipe.toml import load_recipe
-
-    settings = load_recipe(recipe, overrides or ())
-    from pocketclip.train.check import CHIPS, Imagined, describe
-    from pocketclip.train.check import check as estimate
-
-    if chip and chip not in CHIPS:
-        raise RecipeError(f"--chip {chip}: no figures of it; known are {', '.join(CHIPS)}")
-    for what, value in describe(estimate(settings, Imagined(rows, caption_tokens) if rows else None), chip):
-        console.print(f"{what:<14} {value}", highlight=False)
-
-
-@app.command()
-def train(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
-    """Train a model, or go on with a run that was stopped."""
-    from pocketclip.recipe.toml import load_recipe
-
-    settings = load_recipe(recipe, overrides or ())
-    from pocketclip.train.loop import train as run
-
-    bundle = run(settings, runs / settings.name, console)
-    console.print(f"{bundle}: the trained model", highlight=False)
-
-
-@app.command()
-def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A trained model: runs/NAME/bundle.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="data.folder=... or evaluate.KEY=..., else as its recipe says.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Where the results go; else `evaluation` beside the bundle.")
-    ] = None,
-) -> None:
-    """Measure a trained model: zero-shot accuracy and retrieval on the splits that its recipe names."""
-    from pocketclip.bundle import load
-    from pocketclip.evaluate.splits import evaluate_splits
-    from pocketclip.recipe.toml import override
-
-    loaded = load(bundle)
-    settings = override(loaded.recipe, overrides or (), ("data.folder", "evaluate."))
-    if not settings.evaluate.splits:
-        raise RecipeError(
-            f"{bundle}: its recipe names no split to evaluate on; add, for example, 'evaluate.splits=[\"test\"]'"
-        )
-    folder = output or bundle.resolve().parent / "evaluation"
-    for result in evaluate_splits(
-        loaded, Path(settings.data.folder), settings.evaluate.splits, folder, console, str(bundle)
-    ):
-        console.print(
-            f"{result.benchmark}: top-1 {result.top_1:.1f} %, top-5 {result.top_5:.1f} % of {result.images:,} images "
-            f"against {result.candidates:,} captions (chance {result.chance_top_1:.2f} %, {result.chance_top_5:.2f} %)",
-            highlight=False,
-        )
-        if result.dropped:
-            console.print(f"{result.benchmark}: dropped {result.dropped}", highlight=False)
-
-
-@app.command()
-def convert(
-    source: Annotated[
-        Path, typer.Argument(help="A bundle; a folder of OpenCLIP's or Hugging Face's; a file of CLIP's weights.")
-    ],
-    destination: Annotated[Path, typer.Argument(help="A folder that is not there yet, or is empty.")],
-    to: Annotated[
-        Literal["bundle", "open_clip", "huggingface", "onnx"] | None,
-        typer.Option(help="The format to write; else a bundle.", show_default=False),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json or OpenAI's merges, if SOURCE has none.", show_default=False)
-    ] = None,
-    activation: Annotated[
-        Literal["gelu", "quick_gelu"] | None,
-        typer.Option(help="If SOURCE does not say.", show_default=False),
-    ] = None,
-) -> None:
-    """Turn others' weights into a bundle, or a bundle into an OpenCLIP, Hugging Face or ONNX folder."""
-    from pocketclip.convert.convert import convert as run
-
-    converted = run(source, destination, to, tokenizer, activation)
-    compared = ", ".join(f"{difference:.1e} ({who})" for who, difference in converted.differences.items())
-    console.print(f"{destination}: {converted.format}; embeddings differ by at most {compared}", highlight=False)
-
-
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run's folder, trained and evaluated: runs/NAME.")]) -> None:
-    """Draw the figures of a run and put them into one page."""
-    from pocketclip.show.report import write_report
-
-    console.print(f"{write_report(run)}: open it in a browser", highlight=False)
-
-
-@app.command()
-def quickstart(recipe: RecipeFile = "quickstart", overrides: Overrides = None, runs: RunsFolder = Path("runs")) -> None:
-    """The whole pipeline on the embedded data set, from nothing to a report; stages already done are kept."""
-    if "=" in recipe:  # `pocketclip quickstart seed=1` means the recipe that the verb is named after
-        recipe, overrides = "quickstart", [recipe, *(overrides or ())]
-    from pocketclip.data.shards import splits_in
-    from pocketclip.recipe.toml import load_recipe
-
-    settings = load_recipe(recipe, overrides or ())
-    folder, run = Path(settings.data.folder), runs / settings.name
-    if not splits_in(folder):
-        pack("openmoji", folder)
-    if not (folder / "tokenizer.json").exists():
-        tokenizer(recipe, overrides)
-    if not run.exists():
-        check(recipe, overrides)
-    train(recipe, overrides, runs)
-    evaluate(run / "bundle")
-    report(run)
-
-
-def main() -> None:
-    """Run the command line: a mistake is one line on stderr and exit code 2, a stopped training exit code 130."""
-    for argument in sys.argv[1:]:
-        if argument != argument.encode(errors="replace").decode():
-            _fail(f"{argument!r}: not UTF-8, in which names are kept here; give it another name")
-    try:
-        app()
-    except PocketCLIPError as error:
-        if error.said:
-            sys.exit(2)
-        _fail(str(error))
-    except OSError as error:  # no permission, no room, no such path: the machine's answer, not a fault of ours
-        _fail(
-            f"{error.filename or 'file system'}: {error.strerror or error}; choose another place, or make it writable"
-        )
-    except Stopped as stopped:
-        console.print(escape(str(stopped)), highlight=False)
-        sys.exit(130)
-
-
-def _fail(message: str) -> NoReturn:
-    rank = "" if FIRST_RANK else f"rank {os.environ['RANK']}: "
-    errors.print(f"[bold red]error:[/] {rank}{escape(message)}", highlight=False)
-    sys.exit(2)

@@ -1,0 +1,196 @@
+"""Several runs side by side: in what they differ, and what came of it, on one page."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pocketclip.errors import DataError
+from pocketclip.evaluate.results import Result, read_results
+from pocketclip.files import whole_file, whole_folder
+from pocketclip.recipe.schema import Recipe
+from pocketclip.recipe.toml import differences, load_resolved
+from pocketclip.show import curves, plots
+from pocketclip.show.page import Picture, document, duration, figure
+from pocketclip.show.report import Drawing, evaluation_line
+from pocketclip.show.run import count_parameters, json_object, read_evaluations, read_metrics
+
+OWN = "runs.csv"  # by which a folder of a comparison is known
+LOGGED = ("step", "pairs", "seconds", "loss")
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What is known of a run, finished or not.
+
+    metrics: LOGGED of each line of its log. evaluations: as `evaluation_line` gives them. results: of its bundle, by
+    split; empty where it was not evaluated.
+    """
+
+    name: str
+    recipe: Recipe
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    results: dict[str, Result]
+    parameters: int | None
+    device: str
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last line of its log."""
+        return self.metrics[-1]
+
+
+def write_comparison(folders: Sequence[Path], page: Path) -> Path:
+    """Compare runs on one page, and write the figures and their numbers into the folder beside it that has its name.
+
+    folders: of runs that have logged something; they need not be finished or evaluated. Earlier comparisons among them,
+    as `runs/*` gives, are passed over. page: an .html file.
+    Raises DataError naming the file that is missing or damaged.
+    """
+    folders = [folder for folder in folders if folder.suffix != ".html" and not (folder / OWN).exists()]
+    if not folders:
+        raise DataError("no run's folder was named; `pocketclip runs` lists them")
+    if page.suffix != ".html":
+        raise DataError(f"{page}: the page's name has to end in .html; its figures go into a folder of that name")
+    runs = [_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    facts, pictures = dict(_facts(runs)), list(_pictures(runs))
+    beside = page.with_suffix("")
+    if beside.exists() and not (beside / OWN).exists():
+        raise DataError(f"{beside}: is there and holds no comparison; choose another --output")
+    with whole_folder(beside) as folder:
+        (folder / OWN).write_text(_as_csv(runs, facts), encoding="utf-8")
+        for picture in pictures:
+            (folder / f"{picture.name}.png").write_bytes(picture.png)
+            (folder / picture.data_name).write_text(picture.data, encoding="utf-8")
+    with whole_file(page) as temporary:
+        temporary.write_text(_page(runs, facts, pictures, beside.name), encoding="utf-8")
+    return page
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names; whole paths where two have the same."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _read(folder: Path, name: str) -> ComparedRun:
+    recipe = load_resolved(folder / "recipe.toml")
+    results, environment = folder / "evaluation" / "results.json", folder / "environment.json"
+    try:
+        metrics = [{column: line[column] for column in LOGGED} for line in read_metrics(folder)]
+        evaluations = [evaluation_line(name, line) for line in read_evaluations(folder)]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder}: a line of its logs is damaged (no {error}); train the run anew") from None
+    return ComparedRun(
+        name=name,
+        recipe=recipe,
+        metrics=metrics,
+        evaluations=evaluations,
+        results={one.benchmark: one for one in read_results(results)} if results.exists() else {},
+        parameters=count_parameters(folder / "bundle" / "model.safetensors"),
+        device=str(json_object(environment, "train the run anew").get("device", "")) if environment.exists() else "",
+    )
+
+
+def _facts(runs: Sequence[ComparedRun]) -> Iterator[tuple[str, list[str]]]:
+    """What the table says: a name, and the value of each run as text."""
+
+    def row(name: str, of: Callable[[ComparedRun], str]) -> tuple[str, list[str]]:
+        return name, [of(run) for run in runs]
+
+    yield row("Pairs seen", lambda run: f"{run.last['pairs']:,}")
+    yield row("Steps", lambda run: f"{run.last['step']:,}")
+    yield row("Training time", lambda run: duration(run.last["seconds"]))
+    yield row("Speed", lambda run: f"{run.last['pairs'] / max(1e-9, run.last['seconds']):,.0f} pairs/s")
+    yield row("Loss at the end", lambda run: f"{run.last['loss']:.3f}")
+    for split in dict.fromkeys(split for run in runs for split in run.results):
+        yield row(f"Top-1 on {split}", partial(_result, split=split, name="top_1"))
+        yield row(f"Top-5 on {split}", partial(_result, split=split, name="top_5"))
+    yield row("Parameters", lambda run: "" if run.parameters is None else f"{run.parameters:,}")
+    yield row("Device", lambda run: run.device)
+
+
+def _result(run: ComparedRun, split: str, name: str) -> str:
+    result = run.results.get(split)
+    if result is None:
+        return ""
+    chance = plots.percent(getattr(result, f"chance_{name}"))
+    return f"{plots.percent(getattr(result, name))} (chance {chance}, {result.candidates:,} captions)"
+
+
+def different_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
+    """Each key in which any two of the recipes differ, with the value of each run."""
+    keys = dict.fromkeys(key for run in runs for key in differences(runs[0].recipe, run.recipe) if key != "name")
+    return {key: [_setting(run.recipe, key) for run in runs] for key in sorted(keys)}
+
+
+def _setting(recipe: Recipe, key: str) -> str:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _pictures(runs: Sequence[ComparedRun]) -> Iterator[Picture]:
+    table: plots.Table = []
+    for run in runs:
+        smooth = plots.smoothed([line["loss"] for line in run.metrics])
+        for line, value in zip(run.metrics, smooth, strict=True):
+            table.append({"run": run.name, **line, "smoothed_loss": value})
+    like = {(run.recipe.train.batch_size, run.recipe.train.loss, run.recipe.train.label_smoothing) for run in runs}
+    unlike = (
+        " These runs differ in batch size or kind of loss: their losses are not to be compared, their accuracies are."
+    )
+    yield Drawing(table, partial(curves.losses, table)).picture(
+        "loss",
+        "Loss",
+        "The loss of each run over the pairs that it has seen and over its training time; pale what was logged, strong "
+        "its smoothed course." + (unlike if len(like) > 1 else ""),
+    )
+    accuracy = [line for run in runs for line in run.evaluations]
+    names = [run.name for run in runs]
+    if accuracy:
+        yield Drawing(accuracy, partial(curves.accuracies, accuracy, "run", names)).picture(
+            "accuracy-in-training",
+            "Zero-shot accuracy during training",
+            "How often a right caption was the first choice, at each evaluation (dots) of the runs that have some.",
+        )
+
+
+def _as_csv(runs: Sequence[ComparedRun], facts: dict[str, list[str]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["", *(run.name for run in runs)])
+    writer.writerows([name, *values] for name, values in (facts | different_settings(runs)).items())
+    return text.getvalue()
+
+
+def _page(runs: Sequence[ComparedRun], facts: dict[str, list[str]], pictures: Sequence[Picture], beside: str) -> str:
+    names = [run.name for run in runs]
+    settings = different_settings(runs)
+    differing = _table(names, settings) if settings else "<p>None: these runs have the same recipe.</p>"
+    return document(
+        " and ".join(names) if len(names) < 4 else f"{len(names)} runs",
+        f"""<h2>What came of them</h2>
+{_table(names, facts)}
+<h2>Settings that differ</h2>
+{differing}
+<h2>Figures</h2>
+{"".join(figure(picture, beside) for picture in pictures)}""",
+    )
+
+
+def _table(names: Sequence[str], rows: dict[str, list[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("", *names))
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
+        for name, values in rows.items()
+    )
+    return (
+        f'<div class="wide"><table class="compared"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    )
