@@ -1,8 +1,8 @@
 """What fine-tuning has changed, for the report: a table and a figure of each split before and after."""
 
 from collections.abc import Sequence
+from functools import partial
 from html import escape
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -52,10 +52,9 @@ def draw_changes(table: Table) -> Figure:
         note = f"({worst}{line['difference']:+.1f} ± {2 * line['standard_error']:.1f} points)"
         note = f"{percent(line['before'])} → {percent(line['after'])}  {note}".replace("-", "\N{MINUS SIGN}")
         axes.annotate(note, (0, place - 0.33), (4, 0), textcoords="offset points", va="center", size=SMALL)
-    marks: dict[str, Any] = {"linestyle": "", "marker": "o", "zorder": 3, "clip_on": False}
-    ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2}
-    axes.plot(column["before"], places, **marks, **ring, color=ORANGE, label="before")
-    axes.plot(column["after"], places, **marks, markersize=6, color=BLUE, label="after")
+    mark = partial(axes.plot, linestyle="", marker="o", zorder=3, clip_on=False)
+    mark(column["before"], places, label="before", markersize=11, color=ORANGE, fillstyle="none", markeredgewidth=2)
+    mark(column["after"], places, label="after", markersize=6, color=BLUE)
     names = [f"{fitted(line['split'], 22)} ({line['images']:,})" for line in table]
     axes.set_yticks(places, names)
     axes.set(xlim=(0, 102), ylim=(len(table) - 0.6, -0.6), xlabel="images whose right caption came first (%)")
