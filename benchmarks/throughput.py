@@ -66,9 +66,10 @@ class Speed:
         return statistics.median(self.rounds)
 
 
-def recipe_for(batch_size: int, vocabulary_size: int) -> Recipe:
+def recipe_for(batch_size: int, vocabulary_size: int, compiled: bool = False) -> Recipe:
     """ViT-B/32 at 224 pixels, a 512 wide text tower of 12 layers: our defaults with OpenCLIP's vocabulary."""
-    sizes = {"tokenizer": {"vocabulary_size": vocabulary_size}, "train": {"batch_size": batch_size}}
+    training = {"batch_size": batch_size, "compile": compiled}
+    sizes = {"tokenizer": {"vocabulary_size": vocabulary_size}, "train": training}
     return parse_recipe(sizes, "benchmarks/throughput.py")
 
 
@@ -113,8 +114,11 @@ def time_rounds(
                 else:
                     theirs.step(given.images, given.texts, number)
             wait(ours.device)
+            taken = time.perf_counter() - began
             if turn:
-                speed.append(steps * len(given.texts) / (time.perf_counter() - began))
+                speed.append(steps * len(given.texts) / taken)
+            else:
+                print(f"warming up: {('ours', 'OpenCLIP')[side]} {taken:.1f} s for {steps} steps", flush=True)
         if turn:
             print(
                 f"round {turn}: ours {speeds[0][-1]:.2f}, OpenCLIP {speeds[1][-1]:.2f} pairs/s, "
@@ -242,6 +246,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="pairs a step")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side that count")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
+    parser.add_argument("--compile", action="store_true", help="ours with train.compile")
     parser.add_argument("--profile", action="store_true", help="also list what takes the time in our step")
     parser.add_argument("--rows", type=int, default=20, help="operations that the profile lists")
     parser.add_argument("--output", type=Path, help="where the figures go as JSON")
@@ -253,7 +258,7 @@ def main() -> None:
     settings = read_arguments()
     vocabulary_size = import_open_clip().SimpleTokenizer().vocab_size
     try:
-        found = measure(recipe_for(settings.batch_size, vocabulary_size), choose_device(), settings)
+        found = measure(recipe_for(settings.batch_size, vocabulary_size, settings.compile), choose_device(), settings)
     except PocketCLIPError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None

@@ -184,7 +184,7 @@ def test_columns_that_the_caller_names(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         assert pairs(tmp_path / name, asked)[0] == [("http://a/1", ["x", "y"])]
-    with pytest.raises(CollectError, match=r"a\.csv: no column 'gone'; give url_column, one of \"where it's\", "):
+    with pytest.raises(CollectError, match=r"a\.csv: no column 'gone'; give --url-column, one of \"where it's\", "):
         read(tmp_path / "a.csv", Asked("gone"))
 
 
@@ -323,7 +323,7 @@ def test_a_file_whose_name_is_no_text_names_its_rows(tmp_path: Path) -> None:
     [
         ("a.csv", b"", "empty"),
         ("a.csv", b"name,size\nx,1\n", r"no column of url .* one of 'name', 'size'"),
-        ("a.csv", b"url,size\nhttp://a,1\n", r"no column of captions .* give caption_columns, one of 'url', 'size'"),
+        ("a.csv", b"url,size\nhttp://a,1\n", r"no column of captions .* give --caption-column, one of 'url', 'size'"),
         ("a.csv", b"http://a/1,one\n", "write a header"),
         ("a.tsv", b"http://a/1\tone\t2\n", "write a header"),
         ("a.csv", "url,caption\n".encode("utf-16"), "UTF-16"),

@@ -114,7 +114,7 @@ def test_training_draws_the_log_its_smoothing_and_chance():
         {"step": 10 * n, "pairs": 80 * n, "loss": loss, "smoothed_loss": smooth, "learning_rate": 1e-3 / n}
         for n, (loss, smooth) in enumerate(zip(losses, plots.smoothed(losses), strict=True), start=1)
     ]
-    loss, rate = plots.training(table, 8).axes
+    loss, rate = plots.training(table, math.log(8)).axes
     chance, raw, smooth = loss.get_lines()
     assert list(chance.get_ydata()) == pytest.approx([math.log(8)] * 2)
     assert (list(raw.get_xdata()), list(raw.get_ydata())) == ([80, 160, 240, 320], losses)

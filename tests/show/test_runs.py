@@ -17,12 +17,12 @@ def finished(tmp_path):
     return make_run(tmp_path)
 
 
-def unfinished(finished, name, *lines):
+def unfinished(finished, name, *lines, **training):
     """A run beside another that has got as far as these lines of its log."""
     run = finished.parent / name
     run.mkdir()
     recipe = load_resolved(finished / "recipe.toml")
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 4})})
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 4} | training)})
     (run / "recipe.toml").write_text(to_toml(recipe))
     (run / "training.lock").touch()
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -48,6 +48,11 @@ def test_a_run_is_running_while_its_lock_is_held_and_stopped_without(finished):
     (run / "training.lock").unlink()
     assert list_runs(finished.parent)[-1].state == "stopped"
     assert not (run / "training.lock").exists()
+
+
+def test_a_run_of_so_many_steps_has_so_many(finished):
+    unfinished(finished, "short", LINE, steps=30)
+    assert list_runs(finished.parent)[-1].steps == 30
 
 
 def test_the_run_that_was_last_at_work_is_the_last(finished):

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -151,6 +152,27 @@ def test_a_loss_that_stays_at_chance_is_said_plainly(folder: Path, tmp_path: Pat
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"initial_temperature": 10.0})})
     train(recipe, tmp_path / "run", Console(file=said, width=400))
     assert said.getvalue().count("ln(batch size) = 2.71: nothing is being learned") == 1
+
+
+@pytest.mark.parametrize("loss", ["softmax", "global", "sigmoid"])
+def test_each_loss_has_its_own_value_at_chance(
+    loss: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    recipe = small_recipe(folder, train={"epochs": 10, "learning_rate": 1e-9, "loss": loss})
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"initial_temperature": 10.0})})
+    train(recipe, tmp_path / "blind", Console(file=said, width=400))
+    assert said.getvalue().count("nothing is being learned") == 1
+    chance, rows = recipe.train.chance_loss(45), math.log(45)
+    assert chance is not None
+    last = [json.loads(line) for line in (tmp_path / "blind" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["loss"] == pytest.approx(chance, abs=0.05)
+    for name, value in {"below": 0.9 * chance, "at": chance}.items():
+        monkeypatch.setattr(Learner, "step", lambda *_, now=value: (torch.tensor(now), torch.tensor(1.0)))
+        said.truncate(0)
+        train(recipe, tmp_path / name, Console(file=said, width=400))
+        assert said.getvalue().count("nothing is being learned") == (name == "at")
+    assert (loss == "global") == (chance == pytest.approx(rows))
 
 
 def test_a_changed_data_set_is_noticed_on_resume(

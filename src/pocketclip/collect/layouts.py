@@ -104,7 +104,7 @@ def choose_layout(path: Path, names: Sequence[str], asked: Asked) -> Layout:
         columns["url"] = (asked.url_column,)
     if asked.caption_columns:
         columns["captions"] = asked.caption_columns
-    for what, option in (("url", "url_column"), ("captions", "caption_columns")):
+    for what, option in (("url", "--url-column"), ("captions", "--caption-column")):
         missing = [name for name in columns[what] if name not in known]
         if missing or not columns[what]:
             named = f"no column {missing[0]!r}" if missing else f"no column of {what} that is known by its name"

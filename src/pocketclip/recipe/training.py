@@ -1,5 +1,6 @@
 """The keys of a recipe that say how the model learns, and what is measured."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -98,6 +99,17 @@ class TrainSettings(Settings):
     tensorboard: bool = Field(
         False, description="log for TensorBoard too, into the run's folder; needs the extra `pocketclip[tensorboard]`"
     )
+
+    def chance_loss(self, rows: int) -> float | None:
+        """The loss of a model that tells nothing apart, nats; None where a teacher has a part in it.
+
+        rows: of the data set; 0 if nobody knows.
+        """
+        if self.distillation or (self.loss == "global" and not rows):
+            return None
+        others = self.batch_size - 1
+        beside = others * math.log1p(1 / others) if self.loss == "sigmoid" else 0.0  # what its many negatives cost
+        return math.log(rows if self.loss == "global" else self.batch_size) + beside
 
     def steps_of_run(self, steps_per_epoch: int) -> int:
         """How many steps the whole run has, where an epoch has so many."""

@@ -142,7 +142,8 @@ def _pictures(runs: Sequence[ComparedRun]) -> Iterator[Picture]:
         smooth = plots.smoothed([line["loss"] for line in run.metrics])
         for line, value in zip(run.metrics, smooth, strict=True):
             table.append({"run": run.name, **line, "smoothed_loss": value})
-    like = {(run.recipe.train.batch_size, run.recipe.train.loss, run.recipe.train.label_smoothing) for run in runs}
+    kinds = ("batch_size", "loss", "label_smoothing", "distillation")
+    like = {tuple(getattr(run.recipe.train, kind) for kind in kinds) for run in runs}
     unlike = (
         " These runs differ in batch size or kind of loss: their losses are not to be compared, their accuracies are."
     )

@@ -1,7 +1,6 @@
 """The report's page: HTML with its style and pictures inside, so that one file can be mailed, printed and kept."""
 
 import base64
-import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -161,7 +160,7 @@ def _training(run: FinishedRun) -> dict[str, Any]:
         "Time": f"{duration(training['seconds'])} for {training['steps']:,} steps of {settings.batch_size:,} pairs",
         "Evaluation meanwhile": watching and duration(watching),
         "Speed": f"{training['pairs'] / training['seconds']:,.0f} pairs/s" if training["seconds"] else None,
-        "Loss at the end": f"{training['loss']:.3f} (chance: {math.log(settings.batch_size):.3f})",
+        "Loss at the end": f"{training['loss']:.3f}" + (f" (chance: {run.chance_loss:.3f})" if run.chance_loss else ""),
         "Parameters": None if run.parameters is None else f"{run.parameters:,}",
         "Device": environment.get("device"),
         "Precision": environment.get("precision"),

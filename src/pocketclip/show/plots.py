@@ -57,22 +57,22 @@ def png(draw: Callable[[], Figure]) -> bytes:
     return content.getvalue()
 
 
-def training(table: Table, batch_size: int) -> Figure:
+def training(table: Table, chance: float | None) -> Figure:
     """The loss over pairs seen, with its smoothed course and its value at chance; below, the learning rate over steps.
 
-    table: step, pairs, loss, smoothed_loss, learning_rate.
+    table: step, pairs, loss, smoothed_loss, learning_rate. chance: None where it is not known.
     """
     column = {name: [line[name] for line in table] for name in table[0]}
-    chance = float(np.log(batch_size))
     figure = Figure((WIDTH, 5.2), layout="constrained")
     loss, rate = figure.subplots(2, 1, height_ratios=(2.4, 1))
-    loss.axhline(chance, color=VERMILION, linestyle="--", label=f"chance, ln({batch_size}) = {chance:.2f}")
+    if chance is not None:
+        loss.axhline(chance, color=VERMILION, linestyle="--", label=f"chance, {chance:.2f}")
     loss.plot(column["pairs"], column["loss"], color=SKY, linewidth=0.8, marker=".", label="as logged")
     loss.plot(column["pairs"], column["smoothed_loss"], color=BLUE, linewidth=2, label="smoothed")
     loss.set(
         xlabel="image-caption pairs seen",
         ylabel="contrastive loss (nats)",
-        ylim=(0, 1.05 * max(chance, *column["loss"])),
+        ylim=(0, 1.05 * max(chance or 0, *column["loss"])),
     )
     loss.set_xlim(0, 1.02 * column["pairs"][-1])
     loss.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -88,7 +88,7 @@ def _training(run: FinishedRun) -> Picture:
         }
         for line, value in zip(run.metrics, smooth, strict=True)
     ]
-    return Drawing(table, partial(plots.training, table, run.recipe.train.batch_size)).picture(
+    return Drawing(table, partial(plots.training, table, run.chance_loss)).picture(
         "training",
         "Training",
         "The lower the loss, the better a batch's images and captions are told apart; a model that has learned nothing "

@@ -101,6 +101,11 @@ class FinishedRun:
         """Numbers in the bundle's weights; None where they cannot be read."""
         return count_parameters(self.folder / "bundle" / "model.safetensors")
 
+    @property
+    def chance_loss(self) -> float | None:
+        """The loss of a model that has learned nothing, nats; None where nobody knows."""
+        return self.recipe.train.chance_loss(self.training.get("rows", 0))
+
     @cached_property
     def changes(self) -> list[Change]:
         """What training changed on each split, where it started from a bundle that was evaluated too."""

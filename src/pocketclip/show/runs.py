@@ -93,7 +93,7 @@ def _read(run: Path) -> RunState:
     last = metrics[-1] if metrics else {}
     step, steps = 0, None
     if metrics:
-        step, steps = int(last["step"]), round(last["step"] / last["epoch"]) * recipe.train.epochs
+        step, steps = int(last["step"]), recipe.train.steps_of_run(round(last["step"] / last["epoch"]))
     finished = (run / "bundle").exists()
     if finished:
         last = json_object(run / "bundle" / "bundle.json", "delete the run's bundle and train on")["training"]

@@ -36,6 +36,7 @@ from pocketclip.train.tensorboard import TensorBoard, require_tensorboard
 from pocketclip.train.watch import Seen, Watch
 
 LOG_EVERY = 10
+CHANCE = {"softmax": "ln(batch size)", "global": "ln(rows)", "sigmoid": "ln(batch size) + 1"}  # to a tenth
 
 
 @dataclass
@@ -98,7 +99,7 @@ def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks
         ranks.first_does(lambda: prepare_folder(folder, recipe, device, ranks.count))
         run.resume()
         run.go()
-        summary = {"steps": run.done, **vars(run.tally), **watch.summary(), **run.origin}
+        summary = {"rows": len(split), "steps": run.done, **vars(run.tally), **watch.summary(), **run.origin}
         ranks.first_does(lambda: save_bundle(bundle, watch.chosen(), recipe, tokenizer, summary))
     return bundle
 
@@ -217,14 +218,15 @@ class Run:
 
     def _log(self, metrics: MetricsLog, lines: ProgressLine, losses: list[Tensor], gradient: float) -> None:
         self._count_all_ranks()
-        done, loss = self.done, float(torch.stack(losses).mean())
+        done, each = self.done, torch.stack(losses)
+        loss = float(each.mean())
         if not math.isfinite(loss) or not math.isfinite(gradient):
             raise TrainingError(
                 f"the loss became {loss} between steps {done - len(losses) + 1} and {done}; "
                 f"nothing was saved since the last checkpoint; try a lower train.learning_rate or a longer train.warmup"
             )
         self.tally.loss = loss
-        self.watch.note_losses(torch.stack(losses).tolist())
+        self.watch.note_losses(each.tolist())
         rate = self.tally.pairs / self.tally.seconds
         memory = memory_in_use(self.learner.device) / 1e6
         metrics.write(
@@ -249,11 +251,11 @@ class Run:
         """Say so once, plainly, when a quarter of the run has taught nothing."""
         settings, steps = self.recipe.train, self.learner.steps
         due = max(LOG_EVERY, int(steps * max(0.25, 1.5 * settings.warmup)) // LOG_EVERY * LOG_EVERY)
-        chance = math.log(settings.batch_size)
-        if done == due and loss > 0.97 * chance:
+        chance = settings.chance_loss(len(self.batches.split))
+        if done == due and chance and loss > 0.97 * chance:
             self.console.print(
-                f"[yellow]warning:[/] the loss is {loss:.2f}, which is ln(batch size) = {chance:.2f}: nothing is being "
-                "learned. Usual causes: captions that do not belong to their images, a learning rate too high "
+                f"[yellow]warning:[/] the loss is {loss:.2f}, which is {CHANCE[settings.loss]} = {chance:.2f}: nothing "
+                "is being learned. Usual causes: captions that do not belong to their images, a learning rate too high "
                 "(try a third of train.learning_rate) or a warm-up too short."
             )
 
