@@ -147,8 +147,7 @@ def normalise(pixels: "Tensor", settings: "ImageSettings") -> "Tensor":
     # result is "channels last", as convolutions want it.
     batch, size = pixels.shape[:2]
     values = pixels.reshape(batch, size, 3 * size).float()
-    factor = values.new_tensor([1 / (255 * std) for std in settings.std]).repeat(size)
-    offset = values.new_tensor([-mean / std for mean, std in zip(settings.mean, settings.std, strict=True)]).repeat(
-        size
-    )
-    return values.mul_(factor).add_(offset).view(batch, size, size, 3).permute(0, 3, 1, 2)
+    factor, offset = values.new_empty(2, size, 3)
+    for channel, (mean, std) in enumerate(zip(settings.mean, settings.std, strict=True)):
+        factor[:, channel], offset[:, channel] = 1 / (255 * std), -mean / std  # on a GPU without waiting for it
+    return values.mul_(factor.flatten()).add_(offset.flatten()).view(batch, size, size, 3).permute(0, 3, 1, 2)

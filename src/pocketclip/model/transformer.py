@@ -65,10 +65,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, causal: bool) -> Tensor:
         """[rows, width] -> the same shape; `causal` hides what stands after each token."""
-        tokens = layout.tokens
         query, key, value = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), layout, 3)
-        seen = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril() if causal else None
-        joined: Tensor = self.out_proj(layout.gather(_attend(query, key, value, seen).transpose(1, 2).flatten(2)))
+        joined: Tensor = self.out_proj(layout.gather(_attend(query, key, value, causal).transpose(1, 2).flatten(2)))
         return joined
 
     def read(self, x: Tensor, here: Tensor, layout: Layout, seen: Tensor | None) -> Tensor:
@@ -81,7 +79,7 @@ class Attention(nn.Module):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         query = F.linear(here, weight[:width], bias[:width]).view(layout.batch, self.heads, 1, -1)
         key, value = self._heads(F.linear(x, weight[width:], bias[width:]), layout, 2)
-        joined: Tensor = self.out_proj(_attend(query, key, value, seen).reshape(layout.batch, width))
+        joined: Tensor = self.out_proj(_attend(query, key, value, False, seen).reshape(layout.batch, width))
         return joined
 
     def _heads(self, projected: Tensor, layout: Layout, parts: int) -> Tensor:
@@ -90,14 +88,18 @@ class Attention(nn.Module):
         return spread.view(layout.batch, layout.tokens, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, seen: Tensor | None = None) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V; query [batch, heads, queries, head width] -> the same shape.
 
-    seen: true where a query may look at a key, [..., queries, keys]; None: everywhere.
+    causal: whether a query may look at no later key. seen: true where a query may look at a key, [..., queries, keys];
+    None: everywhere.
     """
     if query.device.type != "cpu" or key.shape[-2] >= FUSED_ATTENTION_FROM:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=causal)
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+    if causal:
+        tokens = key.shape[-2]
+        seen = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
     if seen is not None:
         scores = scores.masked_fill(~seen, float("-inf"))
     return scores.softmax(dim=-1).to(value.dtype) @ value

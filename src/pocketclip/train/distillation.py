@@ -80,8 +80,7 @@ class _Distillation(torch.autograd.Function):
         all_texts, first = ranks.gather(texts)
         student = _Logits(images, all_texts, scale, ranks)
         teacher = _Logits(teacher_images, ranks.gather(teacher_texts)[0], teacher_scale, ranks)
-        image_count = ranks.sum(images.new_tensor(len(images)))
-        terms = 2 * image_count, images.new_tensor(2 * len(all_texts))
+        terms = 2 * ranks.total(len(images)), 2 * len(all_texts)
         loss, grad_images, grad_texts = images.new_zeros(()), torch.zeros_like(images), torch.zeros_like(all_texts)
         for rows, columns in blocks(len(images), len(all_texts), images.device):
             both = student.log_softmax(rows, columns), teacher.log_softmax(rows, columns)

@@ -56,7 +56,7 @@ def global_loss(
     several ranks, are those of `softmax_loss`; in a batch of the whole data set with a share of 1 it is that.
     """
     of_images, of_texts, positive_images, positive_texts = log_sums(images, texts, scale, captions, ranks)
-    pairs = float(ranks.sum(torch.tensor(float(len(images)), device=images.device)))
+    pairs = ranks.total(len(images))
     others = math.log(pairs - 1)
     found = torch.stack([of_images - positive_images, of_texts - positive_texts]) - others
     found = torch.where(found.isneginf(), LEAST, found)

@@ -119,9 +119,8 @@ class Learner:
 
     def backward(self, batch: Batch, number: int = 0) -> Tensor:
         """Give every parameter its gradient, that of the batch of all ranks; returns the loss of that."""
-        there = (batch.tokens, batch.ends, batch.rows)
-        tokens, ends, rows = (one.to(self.device.device, non_blocking=True) for one in there)
-        captions = caption_numbers(tokens, ends)
+        tokens, rows = (one.to(self.device.device, non_blocking=True) for one in (batch.tokens, batch.rows))
+        captions = caption_numbers(batch.tokens, batch.ends)
 
         def loss_of(images: Tensor, texts: Tensor) -> Tensor:
             loss = self._loss(images, texts, captions, rows, number)
@@ -176,15 +175,16 @@ class Learner:
         """The loss with the teacher's share in it; captions that the teacher was not shown have no part in that."""
         if taught is None:
             return loss
-        theirs = [
+        their_images, their_texts = (
             F.normalize(one.to(self.device.device, non_blocking=True).float()) for one in (taught.images, taught.texts)
-        ]
+        )
         losses = []
-        for some, wanted in zip(self._by_place(texts), self._by_place(theirs[1]), strict=True):
-            shown = wanted[:, 0].isfinite()
+        all_shown = self._by_place(taught.texts[:, 0].isfinite())  # found on the CPU: asking a GPU would stop its queue
+        for some, wanted, is_shown in zip(self._by_place(texts), self._by_place(their_texts), all_shown, strict=True):
+            shown = is_shown.nonzero()[:, 0].to(self.device.device, non_blocking=True)
             losses.append(
                 distillation_loss(
-                    images, some[shown], self.model.scale(), theirs[0], wanted[shown], taught.scale, self.ranks
+                    images, some[shown], self.model.scale(), their_images, wanted[shown], taught.scale, self.ranks
                 )
             )
         share = self.recipe.train.distillation

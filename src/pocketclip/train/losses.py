@@ -42,7 +42,8 @@ def softmax_loss(
     scale: what cosines are multiplied with.
     captions: [pairs] int64, see `caption_numbers`; equal ones are the same caption. A pair's probability is then that
         of all its positives together (MIL-NCE, Miech et al. 2020, equation 1): else it would be pushed away from its
-        own words, and the images of one caption from each other (openai/CLIP#464).
+        own words, and the images of one caption from each other (openai/CLIP#464). Best on the CPU, wherever the
+        embeddings are: whether any are equal is asked there, and asking a GPU would stop its queue.
     label_smoothing: share of each target spread over the whole batch.
     ranks: the processes that hold a part of the batch each.
 
@@ -51,7 +52,7 @@ def softmax_loss(
     gradient.
     """
     sums = log_sums(images, texts, scale, captions, ranks)
-    pairs = ranks.sum(torch.tensor(float(len(images)), device=images.device))
+    pairs = ranks.total(len(images))
     loss = torch.zeros((), device=images.device)
     for negative, positive in zip(sums[:2], sums[2:], strict=True):
         # -log(e^p / (e^p + e^n)), and what smoothing adds to it
@@ -110,19 +111,21 @@ class _Blocks:
     def __init__(self, images: Tensor, texts: Tensor, captions: Tensor, ranks: Ranks) -> None:
         self.images = images
         self.texts, self.first = ranks.gather(texts)
-        self.captions, _ = ranks.gather(captions)
-        self.repeated = len(torch.unique(self.captions)) < len(self.captions)
+        everyones, _ = ranks.gather(captions)
+        self.repeated = len(torch.unique(everyones)) < len(everyones)
+        self.captions = everyones.to(images.device, non_blocking=True)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor | tuple[Tensor, Tensor]]]:
         """(which images, which texts, where the positives of the block are: a mask, or rows and columns)."""
         device = self.images.device
         for rows, columns in blocks(len(self.images), len(self.texts), device):
-            own = torch.arange(rows.start, rows.stop, device=device) + self.first
+            top, bottom = rows.start + self.first, rows.stop + self.first  # this block's images, among those of all
             if self.repeated:
-                yield rows, columns, self.captions[own, None] == self.captions[columns]
+                yield rows, columns, self.captions[top:bottom, None] == self.captions[columns]
             else:
-                inside = ((own >= columns.start) & (own < columns.stop)).nonzero()[:, 0]
-                yield rows, columns, (inside, own[inside] - columns.start)
+                left, right = max(top, columns.start), min(bottom, columns.stop)
+                inside = torch.arange(left, max(left, right), device=device)
+                yield rows, columns, (inside - top, inside - columns.start)
 
 
 class _LogSums(torch.autograd.Function):
@@ -139,7 +142,9 @@ class _LogSums(torch.autograd.Function):
             kinds = [logits]
             if isinstance(positive, Tensor):
                 kinds.append(logits.masked_fill(~positive, -torch.inf))
-            logits[positive] = -torch.inf
+                logits.masked_fill_(positive, -torch.inf)
+            else:
+                logits[positive] = -torch.inf
             for kind, some in enumerate(kinds):
                 by_row, by_column = _log_sums_of(some, narrow)
                 of_images[kind][rows] = torch.logaddexp(of_images[kind][rows], by_row)
@@ -200,6 +205,9 @@ class _Shares:
 
     def __init__(self, of_images: Tensor, by_image: Tensor, of_texts: Tensor, by_text: Tensor) -> None:
         self.of_images, self.by_image, self.of_texts, self.by_text = of_images, by_image, of_texts, by_text
+        self.narrow = False
+        if of_images.device.type != "cpu":
+            return
         finite = torch.cat([one[one.isfinite()] for one in (of_images, of_texts)])
         self.narrow = _is_narrow(finite)
         if self.narrow:  # e^(l - r) x + e^(l - c) y = e^(l - most) (e^(most - r) x + e^(most - c) y): one e^ a logit
@@ -229,9 +237,13 @@ class _Sigmoid(torch.autograd.Function):
         for rows, columns, positive in blocks:
             logits = torch.addmm(bias, scale * images[rows], blocks.texts[columns].T)
             # -log sigmoid(-z) = softplus(z) of a negative; of a positive it is softplus(z) - z, and its slope one less
-            loss += F.softplus(logits).sum() - logits[positive].sum()
+            attracted = logits * positive if isinstance(positive, Tensor) else logits[positive]
+            loss += F.softplus(logits).sum() - attracted.sum()
             of_logits = logits.sigmoid_()
-            of_logits[positive] -= 1
+            if isinstance(positive, Tensor):
+                of_logits -= positive.to(logits.dtype)
+            else:
+                of_logits[positive] -= 1
             grad_bias += of_logits.sum()
             grad_images[rows].addmm_(of_logits, blocks.texts[columns])
             grad_texts[columns].addmm_(of_logits.T, images[rows])

@@ -39,8 +39,12 @@ class Ranks:
         if self.count == 1:
             return values.detach()
         total = values.detach().clone()
-        distributed.all_reduce(total)
+        distributed.all_reduce(total, group=self._group(total))
         return total
+
+    def total(self, here: int) -> int:
+        """The sum of a number over all ranks; no GPU is asked for it."""
+        return here if self.count == 1 else sum(self._each(here))
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """The rows of all ranks, in their order, and where this rank's begin; parts may differ in length.
@@ -49,12 +53,12 @@ class Ranks:
         """
         if self.count == 1:
             return rows, 0
-        lengths = self._lengths(rows)
+        lengths = self._each(len(rows))
         longest = max(lengths)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         parts = [torch.empty_like(padded) for _ in lengths]
-        distributed.all_gather(parts, padded)
+        distributed.all_gather(parts, padded, group=self._group(rows))
         whole = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
         return whole, sum(lengths[: self.rank])
 
@@ -75,11 +79,15 @@ class Ranks:
             distributed.all_reduce(rows)
         return rows[first : first + count]
 
-    def _lengths(self, rows: Tensor) -> list[int]:
-        mine = torch.tensor([len(rows)], device=rows.device)
+    def _each(self, here: int) -> list[int]:
+        mine = torch.tensor([here])
         found = [torch.empty_like(mine) for _ in range(self.count)]
-        distributed.all_gather(found, mine)
+        distributed.all_gather(found, mine, group=self.control)
         return [int(one) for one in found]
+
+    def _group(self, values: Tensor) -> Any:
+        """Who passes such tensors on: what links GPUs takes none of the CPU's."""
+        return self.control if values.device.type == "cpu" else None
 
     def any(self, here: bool) -> bool:
         """Whether it is so on any rank."""
