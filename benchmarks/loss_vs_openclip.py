@@ -3,9 +3,9 @@
     python benchmarks/loss_vs_openclip.py --pairs 32768
 
 Each turn is a process of its own, forward and backward in float32; the sides take turns. Memory is what the process had
-at most (VmHWM, the kernel's own count of resident pages) beyond what it had with the inputs made. Both are held against
-the same loss in float64. Needs OpenCLIP
-(benchmarks/openclip.py says how to install it).
+at most (VmHWM, the kernel's own count of resident pages; on a GPU what torch had allocated) beyond what it had with the
+inputs made. Both are held against the same loss in float64. Needs OpenCLIP (benchmarks/openclip.py says how to install
+it).
 """
 
 import argparse
@@ -23,20 +23,23 @@ from openclip import import_open_clip
 from pocketclip.train.losses import softmax_loss
 
 
-def resident(what: str) -> float:
+def resident(what: str, device: str) -> float:
     """MB that this process has (VmRSS), or had at most (VmHWM)."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return (torch.cuda.memory_allocated() if what == "VmRSS" else torch.cuda.max_memory_allocated()) / 1e6
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(what)).split()[1]) / 1e3
 
 
-def turn(side: str, pairs: int, width: int, scale: float, output: Path) -> None:
+def turn(side: str, pairs: int, width: int, scale: float, output: Path, device: str) -> None:
     """One side's loss and gradients, written to a file; prints seconds and MB."""
     generator = torch.Generator().manual_seed(0)
     # Texts are images with twice as much noise, so that losses and gradients are those of a half-trained model.
     images = F.normalize(torch.randn(pairs, width, generator=generator), dim=1)
     texts = F.normalize(images + torch.randn(pairs, width, generator=generator) * 2 * width**-0.5, dim=1)
     kind = torch.float64 if side == "float64" else torch.float32
-    inputs = [one.to(kind).requires_grad_() for one in (images, texts, torch.tensor(scale))]
+    inputs = [one.to(device, kind).requires_grad_() for one in (images, texts, torch.tensor(scale))]
     small = [inputs[0][:64], inputs[1][:64], inputs[2]]
     if side != "OpenCLIP":
         numbers = torch.arange(pairs)
@@ -46,11 +49,12 @@ def turn(side: str, pairs: int, width: int, scale: float, output: Path) -> None:
         loss_of(*small).backward()
     for one in inputs:
         one.grad = None
-    before, began = resident("VmRSS"), time.perf_counter()
+    before, began = resident("VmRSS", device), time.perf_counter()
     loss = loss_of(*inputs) if side == "OpenCLIP" else softmax_loss(*inputs, numbers)
     loss.backward()
-    print(time.perf_counter() - began, resident("VmHWM") - before)
-    torch.save([loss.detach(), *(one.grad for one in inputs)], output)
+    most = resident("VmHWM", device)  # which waits for a GPU
+    print(time.perf_counter() - began, most - before)
+    torch.save([one.cpu() for one in (loss.detach(), *(one.grad for one in inputs))], output)
 
 
 def main() -> None:
@@ -60,13 +64,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--scale", type=float, default=30.0, help="what cosines are multiplied with")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.side:
-        turn(asked.side[0], asked.pairs, asked.width, asked.scale, Path(asked.side[1]))
+        turn(asked.side[0], asked.pairs, asked.width, asked.scale, Path(asked.side[1]), asked.device)
         return
     figures: dict[str, list[tuple[float, float]]] = {"ours": [], "OpenCLIP": []}
     sizes = ["--pairs", str(asked.pairs), "--width", str(asked.width), "--scale", str(asked.scale)]
+    sizes += ["--device", asked.device]
     with tempfile.TemporaryDirectory() as folder:
         files = {side: Path(folder) / side for side in figures}
         for number in range(asked.rounds):
@@ -76,7 +82,7 @@ def main() -> None:
                 seconds, megabytes = map(float, done.stdout.split())
                 found.append((seconds, megabytes))
                 print(f"round {number + 1}: {side:8s} {seconds:7.2f} s {megabytes:9,.0f} MB", flush=True)
-        command = [sys.executable, __file__, *sizes, "--side", "float64", f"{folder}/float64"]
+        command = [sys.executable, __file__, *sizes, "--device", "cpu", "--side", "float64", f"{folder}/float64"]
         subprocess.run(command, capture_output=True, check=True)
         results = [torch.load(files[side]) for side in figures]
         truth = torch.load(f"{folder}/float64")

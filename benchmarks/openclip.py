@@ -96,7 +96,7 @@ class OpenCLIPLearner:
         images: float32 [pairs, 3, size, size], normalised. texts: [pairs, 77] ids. number: 0 for the first step.
         """
         self.schedule(number)
-        images, texts = images.to(self.device.device), texts.to(self.device.device)
+        images, texts = (one.to(self.device.device, non_blocking=True) for one in (images, texts))
         self.optimizer.zero_grad()
         with self.autocast():
             loss: Tensor = sum(self.loss(**self.model(images, texts), output_dict=True).values())

@@ -1,6 +1,8 @@
-"""Training speed of ViT-B/32 at 224 pixels beside OpenCLIP's: pairs a second, both in one process, in turns.
+"""Training speed of ViT-B/32 at 224 pixels, or another size, beside OpenCLIP's: pairs a second, both in one process, in
+turns.
 
     python benchmarks/throughput.py --data data/openmoji --output throughput.json --profile
+    python benchmarks/throughput.py --data data/openmoji --image S/16@112 --text S --batch-size 4096 --compile
 
 Both towers have the same sizes, the captions are the same and so are their token ids (OpenCLIP's tokenizer makes
 them), the pixels are random. Ours does a whole step of `pocketclip.train.learner.Learner`: it normalises the pixels,
@@ -35,12 +37,14 @@ from pocketclip.errors import PocketCLIPError
 from pocketclip.model.budget import count_budget
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import parse_recipe
+from pocketclip.recipe.zoo import IMAGE_TOWERS, TEXT_TOWERS
 from pocketclip.train.learner import Learner
 from pocketclip.train.memory import computed_tokens
 
 BATCHES = 4  # different batches that all steps go through in turn
+PINNED = torch.cuda.is_available()
 SCHEDULE_STEPS = 10_000  # the length of the run that the learning rates are made for
-MATRIX_SIDES = (1024, 2048, 4096)
+MATRIX_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,14 @@ class Speed:
         return statistics.median(self.rounds)
 
 
-def recipe_for(batch_size: int, vocabulary_size: int, compiled: bool = False) -> Recipe:
-    """ViT-B/32 at 224 pixels, a 512 wide text tower of 12 layers: our defaults with OpenCLIP's vocabulary."""
+def recipe_for(
+    batch_size: int, vocabulary_size: int, compiled: bool = False, image: str = "B/32@224", text: str = "B"
+) -> Recipe:
+    """Towers of the zoo's sizes with OpenCLIP's vocabulary."""
     training = {"batch_size": batch_size, "compile": compiled}
+    towers = {"image_tower": {"size": image}, "text_tower": {"size": text}}
     sizes = {"tokenizer": {"vocabulary_size": vocabulary_size}, "train": training}
-    return parse_recipe(sizes, "benchmarks/throughput.py")
+    return parse_recipe(towers | sizes, "benchmarks/throughput.py")
 
 
 def draw_pairs(recipe: Recipe, folder: Path, batches: int = BATCHES, normalised: bool = True) -> list[Pairs]:
@@ -89,7 +96,12 @@ def draw_pairs(recipe: Recipe, folder: Path, batches: int = BATCHES, normalised:
         pixels = torch.from_numpy(random.integers(0, 256, size=(pairs, size, size, 3), dtype=np.uint8))
         ours = Batch((0, number), pixels, texts[:, : int(ends.max()) + 1], ends, torch.from_numpy(rows), Counter())
         found.append(Pairs(ours, normalise(pixels[: pairs if normalised else 0], recipe.image), texts))
-    return found
+    return [Pairs(one.ours.pin_memory(), *pinned(one.images, one.texts)) for one in found] if PINNED else found
+
+
+def pinned(*tensors: Tensor) -> list[Tensor]:
+    """The same in page-locked memory, as both data loaders make it for a GPU."""
+    return [one.pin_memory() for one in tensors]
 
 
 def wait(device: Device) -> None:
@@ -131,7 +143,7 @@ def time_rounds(
 def matrix_rate(device: Device, repeats: int = 3) -> float:
     """The best rate of a square matrix product in the training's precision, operations a second."""
     best = 0.0
-    for side in MATRIX_SIDES:
+    for side in MATRIX_SIDES[device.device.type]:
         kind = torch.bfloat16 if device.bfloat16 else torch.float32
         left, right = (torch.randn(side, side, device=device.device).to(kind) for _ in range(2))
         left @ right
@@ -190,6 +202,7 @@ def measure(recipe: Recipe, device: Device, settings: argparse.Namespace) -> dic
     return {
         "environment": describe_environment(device),
         "open_clip_version": version("open_clip_torch"),
+        "sizes": f"{settings.image} + {settings.text}{', compiled' if settings.compile else ''}",
         "batch_size": recipe.train.batch_size,
         "steps_a_round": settings.steps,
         "tokens": {"ours": lengths, "open_clip": pairs[0].texts.shape[1]},
@@ -218,7 +231,7 @@ def _figures(speed: Speed, rate: float) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     """Print the figures as a table, and the profile."""
     environment = found["environment"]
-    print(f"\nViT-B/32 at 224 pixels, batch {found['batch_size']}", end=", ")
+    print(f"\n{found['sizes']}, batch {found['batch_size']}", end=", ")
     print(f"{environment['device']}, {environment['precision']}, {environment['threads']} threads", end="; ")
     print(f"torch {environment['packages']['torch']}, open_clip {found['open_clip_version']}")
     print(f"matrix products alone: {found['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s")
@@ -243,6 +256,8 @@ def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/openmoji"), help="folder that `pocketclip pack` wrote")
+    parser.add_argument("--image", default="B/32@224", choices=IMAGE_TOWERS, help="size of the image towers")
+    parser.add_argument("--text", default="B", choices=TEXT_TOWERS, help="size of the text towers")
     parser.add_argument("--batch-size", type=int, default=32, help="pairs a step")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side that count")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
@@ -257,8 +272,9 @@ def main() -> None:
     """Measure, print, write."""
     settings = read_arguments()
     vocabulary_size = import_open_clip().SimpleTokenizer().vocab_size
+    sizes = settings.compile, settings.image, settings.text
     try:
-        found = measure(recipe_for(settings.batch_size, vocabulary_size, settings.compile), choose_device(), settings)
+        found = measure(recipe_for(settings.batch_size, vocabulary_size, *sizes), choose_device(), settings)
     except PocketCLIPError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
