@@ -30,6 +30,20 @@ def interpolated(positions: Tensor, side: int) -> Tensor:
     return torch.cat([positions[:first], resized.flatten(2)[0].T.to(positions.dtype)])
 
 
+def patches(pixels: Tensor, size: int) -> Tensor:
+    """An image in squares of `size` pixels, row by row: [batch, channels, height, width] -> [batch, squares, values].
+
+    Values are in the order in which an image lies in memory, [size, size, channels]. What is over at the right and at
+    the bottom is left out. A product of them is a convolution whose stride is its width, which GPUs have no good kernel
+    for (docs/log.md, 2026-11-26).
+    """
+    batch, channels, height, width = pixels.shape
+    down, across = height // size, width // size
+    whole = pixels.permute(0, 2, 3, 1)[:, : down * size, : across * size]
+    squares = whole.reshape(batch, down, size, across, size, channels).transpose(2, 3)
+    return squares.reshape(batch, down * across, size * size * channels)
+
+
 class ConvolutionStem(nn.Sequential):
     """3x3 convolutions of stride 2 with batch norm and ReLU: each halves the picture.
 
@@ -75,12 +89,12 @@ class ImageTower(nn.Module):
         """
         if self.stem is not None:
             pixels = self.stem(pixels.contiguous(memory_format=torch.channels_last))
-        grid = self.conv1(pixels)
-        x = grid.flatten(2).transpose(1, 2)
+        patch = self.conv1.kernel_size[0]
+        x = patches(pixels, patch) @ self.conv1.weight.permute(2, 3, 1, 0).flatten(0, 2)
         if self.class_embedding is not None:
             first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([first, x], dim=1)
-        x = x + interpolated(self.positional_embedding, grid.shape[-1]).to(x.dtype)
+        x = x + interpolated(self.positional_embedding, pixels.shape[-1] // patch).to(x.dtype)
         if self.training and self.patch_dropout:
             x = self._drop_patches(x)
         x = self.ln_pre(x)

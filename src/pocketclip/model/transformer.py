@@ -19,7 +19,7 @@ FUSED_ATTENTION_FROM = 256
 # Packed streams have a multiple of this many rows on the CPU, where each new number costs a newly compiled product.
 PACKED_MULTIPLE = 32
 # On a GPU packing a stream costs copies in each block, which are worth it up to this share of the whole.
-PACKED_AT_MOST = 0.75
+PACKED_AT_MOST = 0.65
 
 
 class QuickGELU(nn.Module):

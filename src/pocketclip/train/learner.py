@@ -78,6 +78,7 @@ class Learner:
             if recipe.train.interpolation < 1:
                 self.start = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
         self.towers = self._towers()
+        self.copying = torch.cuda.Stream(device.device) if device.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.optimizer = Optimizer(self.model, recipe.train)
         self.average = AveragedModel(self.model, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.remembered = RememberedNegatives(rows, device.device) if recipe.train.loss == "global" else None
@@ -146,11 +147,22 @@ class Learner:
         return [Part(some, ids.flatten(0, 1), places.flatten()) for some, ids, places in zip(*columns, strict=True)]
 
     def _embed(self, part: Part) -> Embeddings:
-        pixels = part.pixels.to(self.device.device, non_blocking=True)
+        pixels = self._copied(part.pixels)
         with self.device.autocast():
             images = pixels if pixels.is_floating_point() else normalise(pixels, self.recipe.image)
             found: Embeddings = self.towers(images, part.tokens, part.ends)
         return found
+
+    def _copied(self, pixels: Tensor) -> Tensor:
+        """Pixels on the device; a GPU copies them beside what it still has to compute, of the step before or a part."""
+        if self.copying is None:
+            return pixels.to(self.device.device)
+        with torch.cuda.stream(self.copying):
+            there = pixels.to(self.device.device, non_blocking=True)
+        computing = torch.cuda.current_stream()
+        computing.wait_stream(self.copying)
+        there.record_stream(computing)
+        return there
 
     def _loss(self, images: Tensor, texts: Tensor, captions: Tensor, rows: Tensor, number: int) -> Tensor:
         """The share of this rank in the loss; with several captions an image, the mean over its first, second, ..."""

@@ -115,17 +115,17 @@ class _Blocks:
         self.repeated = len(torch.unique(everyones)) < len(everyones)
         self.captions = everyones.to(images.device, non_blocking=True)
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor | tuple[Tensor, Tensor]]]:
-        """(which images, which texts, where the positives of the block are: a mask, or rows and columns)."""
-        device = self.images.device
-        for rows, columns in blocks(len(self.images), len(self.texts), device):
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor | int]]:
+        """(which images, which texts, where the positives of the block are: a mask, or how far right of its diagonal).
+
+        Nothing of it stops a GPU's queue, as rows and columns to be looked up would.
+        """
+        for rows, columns in blocks(len(self.images), len(self.texts), self.images.device):
             top, bottom = rows.start + self.first, rows.stop + self.first  # this block's images, among those of all
             if self.repeated:
                 yield rows, columns, self.captions[top:bottom, None] == self.captions[columns]
             else:
-                left, right = max(top, columns.start), min(bottom, columns.stop)
-                inside = torch.arange(left, max(left, right), device=device)
-                yield rows, columns, (inside - top, inside - columns.start)
+                yield rows, columns, top - columns.start
 
 
 class _LogSums(torch.autograd.Function):
@@ -144,7 +144,7 @@ class _LogSums(torch.autograd.Function):
                 kinds.append(logits.masked_fill(~positive, -torch.inf))
                 logits.masked_fill_(positive, -torch.inf)
             else:
-                logits[positive] = -torch.inf
+                logits.diagonal(positive).fill_(-torch.inf)
             for kind, some in enumerate(kinds):
                 by_row, by_column = _log_sums_of(some, narrow)
                 of_images[kind][rows] = torch.logaddexp(of_images[kind][rows], by_row)
@@ -174,7 +174,9 @@ class _LogSums(torch.autograd.Function):
                 of_logits = torch.where(positive, of_positives, shares[0].of(logits, rows, columns))
             else:
                 of_logits = shares[0].of(logits, rows, columns)
-                of_logits[positive] = by_image[1][rows][positive[0]] + by_text[1][columns][positive[1]]
+                here = of_logits.diagonal(positive)
+                of_images, of_texts = by_image[1][rows][max(0, -positive) :], by_text[1][columns][max(0, positive) :]
+                here.copy_(of_images[: len(here)] + of_texts[: len(here)])
             grad_images[rows].addmm_(of_logits, blocks.texts[columns])
             grad_texts[columns].addmm_(of_logits.T, images[rows])
         grad_scale = (grad_images * images).sum()
@@ -237,13 +239,13 @@ class _Sigmoid(torch.autograd.Function):
         for rows, columns, positive in blocks:
             logits = torch.addmm(bias, scale * images[rows], blocks.texts[columns].T)
             # -log sigmoid(-z) = softplus(z) of a negative; of a positive it is softplus(z) - z, and its slope one less
-            attracted = logits * positive if isinstance(positive, Tensor) else logits[positive]
+            attracted = logits * positive if isinstance(positive, Tensor) else logits.diagonal(positive)
             loss += F.softplus(logits).sum() - attracted.sum()
             of_logits = logits.sigmoid_()
             if isinstance(positive, Tensor):
                 of_logits -= positive.to(logits.dtype)
             else:
-                of_logits[positive] -= 1
+                of_logits.diagonal(positive).sub_(1)
             grad_bias += of_logits.sum()
             grad_images[rows].addmm_(of_logits, blocks.texts[columns])
             grad_texts[columns].addmm_(of_logits.T, images[rows])
