@@ -38,19 +38,21 @@ class Technique:
     base: str = "as it is"
 
 
-PLAIN = "train.label_smoothing=0"
+PLAIN, ONE = (
+    "train.label_smoothing=0",
+    "caption.per_image=1",
+)  # the global loss knows neither smoothing nor two captions
+SMALL = (PLAIN, ONE, "train.batch_size=64", "train.learning_rate=1e-3")
 TEACHER = "as it is"  # whose bundle of seed 0 teaches
 TECHNIQUES = {
     "as it is": Technique(),
     "no smoothing": Technique((PLAIN,)),
     "sigmoid loss": Technique((PLAIN, "train.loss=sigmoid"), "no smoothing"),
-    "batch of 64": Technique((PLAIN, "train.batch_size=64", "train.learning_rate=1e-3"), "no smoothing"),
-    "global loss, batch of 64": Technique(
-        (PLAIN, "train.batch_size=64", "train.learning_rate=1e-3", "train.loss=global"), "batch of 64"
-    ),
+    "batch of 64, one caption": Technique(SMALL, "no smoothing"),
+    "global loss, batch of 64, one caption": Technique((*SMALL, "train.loss=global"), "batch of 64, one caption"),
     "patch dropout 0.25": Technique(("image_tower.patch_dropout=0.25",)),
     "averaged weights": Technique(("train.ema_decay=0.99",)),
-    "two captions an image": Technique(("caption.per_image=2",)),
+    "one caption an image": Technique((ONE,)),
     "Muon": Technique(("train.optimizer=muon",)),
     "small images first": Technique(("image.growth=[[48, 0.5]]",)),
     "distillation": Technique(("train.distillation=0.5",)),

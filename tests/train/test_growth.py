@@ -107,6 +107,15 @@ def test_time_is_weighed_by_shares(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert check(growing(folder)).seconds == pytest.approx(12 * 15 * (0.5 * 16 + 0.25 * 24 + 0.25 * 32))
 
 
+@pytest.mark.parametrize("growth", [(), ((16, 0.5),), ((16, 0.25), (24, 0.5))], ids=str)
+def test_the_share_of_pixels_shown_is_their_count(growth: tuple[tuple[int, float], ...], folder: Path) -> None:
+    image = small_recipe(folder, image={"growth": growth}).image
+    steps = 40
+    pixels = [image.at(step / steps).size ** 2 for step in range(steps)]
+    for step in range(steps + 1):
+        assert image.shown(step / steps) == pytest.approx(sum(pixels[:step]) / sum(pixels))
+
+
 @pytest.mark.parametrize(
     ("growth", "message"),
     [

@@ -49,6 +49,17 @@ def assert_close(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
+@pytest.mark.slow
+def test_compiled_ranks_train_the_model_that_one_eager_process_trains(
+    folder: Path, tmp_path: Path, console: Console
+) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe_of(folder, epochs=2, compile=True)))
+    train(recipe_of(folder, epochs=2), tmp_path / "alone", console)
+    finish(start(2, file, tmp_path / "runs"))
+    assert_close(tmp_path / "alone", tmp_path / "runs" / "small")
+
+
 @pytest.mark.parametrize(("count", "growth", "length"), [(2, [], {"epochs": 2}), (4, [[16, 0.5]], {"steps": 5})])
 def test_ranks_train_the_model_that_one_process_trains(
     count: int, growth: list[list[float]], length: dict[str, int], folder: Path, tmp_path: Path, console: Console

@@ -89,6 +89,18 @@ class ImageSettings(Settings):
                 return self.model_copy(update={"size": size})
         return self
 
+    def shown(self, done: float) -> float:
+        """The share of a run's pixels that its first part shows, which is less than that part while images are small.
+
+        done: the part, from 0 to 1.
+        """
+        begun = before = whole = 0.0
+        for size, share in self.phases:
+            before += size**2 * min(share, max(0.0, done - begun))
+            whole += size**2 * share
+            begun += share
+        return before / whole
+
 
 class CaptionSettings(Settings):
     """How captions are varied in training."""

@@ -21,9 +21,10 @@ from pocketclip.train.memory import computed_tokens, fit_to_memory, memory_in_us
 
 WARM_STEPS, TIMED_STEPS = 3, 9
 TIMED_FLOPS = 2e13  # of a timed step, at most: a larger batch is timed by a part of it
-# Dense bfloat16 products (T4: float16), FLOP/s, by the makers' data sheets; a training step reaches about this share.
+# Dense bfloat16 products (T4: float16), FLOP/s, by the makers' data sheets.
 CHIPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "T4": 65e12}
-UTILISATION = 0.35
+# The share of it that a compiled training step of B/32@224 had on an H100 (docs/log.md, 2026-11-26).
+UTILISATION = 0.29
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def describe(estimate: Estimate, chip: str = "") -> Sequence[tuple[str, str]]:
     if chip:
         pairs = estimate.seconds * estimate.pairs_per_second
         seconds = pairs * budget.flops_per_pair / (CHIPS[chip] * UTILISATION)
-        of_rate = f"at {UTILISATION:.0%} of its {CHIPS[chip] / 1e12:,.0f} TFLOP/s, not measured"
+        of_rate = f"at {UTILISATION:.0%} of its {CHIPS[chip] / 1e12:,.0f} TFLOP/s, not measured on it"
         lines.append((f"on one {chip}", f"{_duration(seconds)} {of_rate}"))
     return lines
 

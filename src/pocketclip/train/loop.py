@@ -243,7 +243,8 @@ class Run:
                 "dropped": self.tally.dropped,
             }
         )
-        left = (self.learner.steps - done) * self.tally.seconds / done
+        shown = self.recipe.image.shown(done / self.learner.steps)
+        left = (1 - shown) * self.tally.seconds / shown
         lines.update(done, loss, rate, memory, left)
         self._warn_if_stuck(done, loss)
 
