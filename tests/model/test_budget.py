@@ -25,6 +25,15 @@ def test_the_count_equals_torchs_counter(stem: list[int], pool: str, folder: Pat
     assert budget.text_parameters == sum(p.numel() for p in model.text.parameters())
 
 
+def test_an_image_costs_all_of_its_captions(folder: Path) -> None:
+    one, three = (count_budget(small_recipe(folder, caption={"per_image": each}), 9, 4) for each in (1, 3))
+    model = CLIP(small_recipe(folder))
+    with FlopCounterMode(display=False) as counter:
+        model.encode_texts(torch.zeros(1, 9, dtype=torch.long), torch.tensor([8]))
+    assert three.flops_per_pair - one.flops_per_pair == pytest.approx(2 * 3 * counter.get_total_flops(), rel=0.02)
+    assert three.memory_bytes > one.memory_bytes
+
+
 def test_published_sizes() -> None:
     budget = count_budget(Recipe.model_validate_json('{"tokenizer": {"vocabulary_size": 49408}}'), 77, 4)
     total = budget.image_parameters + budget.text_parameters + 1

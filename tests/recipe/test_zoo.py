@@ -72,3 +72,8 @@ def test_edges_are_cut_only_where_that_is_asked_for() -> None:
         parse_recipe({"image_tower": {"size": "B/32@336", "cut_edges": False}}, "test")
     with pytest.raises(RecipeError, match="ResNet of 4 stages"):
         parse_recipe({"image_tower": {"size": "RN50@224", "patch_size": 16}}, "test")
+
+
+def test_edges_cannot_be_cut_behind_a_stem() -> None:
+    with pytest.raises(RecipeError, match="cut_edges is for plain patches"):
+        parse_recipe({"image_tower": {"size": "conv-S/16@112", "cut_edges": True}}, "test")

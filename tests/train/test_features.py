@@ -4,17 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import pocketclip
 from conftest import draw, example_rows
 from pocketclip.data.batches import TrainingBatches
+from pocketclip.data.images import normalise
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import Split, write_shards
+from pocketclip.data.square import decode
 from pocketclip.errors import TrainingError
 from pocketclip.train.features import Squares, cache_features, features_path
 from pocketclip.train.loop import train
-from train.test_start import recipe_from
+from train.test_start import learner, recipe_from
 
 LOCKED = "image_tower.locked_layers=1"
 
@@ -40,6 +43,18 @@ def test_they_are_the_locked_towers_embeddings(trained: Path, data: Path, tmp_pa
     images = [split.image(row) for row in range(45)]
     np.testing.assert_allclose(found[:45], bundle.encode_images(images).numpy(), atol=1e-3)
     assert np.isnan(found[45:]).all()
+
+
+def test_they_are_what_the_run_itself_would_see(trained: Path, data: Path, tmp_path: Path, console: Console) -> None:
+    """Also where its preprocessing is not the bundle's."""
+    recipe = recipe_from(trained, data, tmp_path, LOCKED, "image.mean=[0.5, 0.6, 0.7]")
+    split = Split(data, "train")
+    found = np.load(cache_features(recipe, split, console))
+    pixels = torch.from_numpy(np.stack([decode(split.image(row), recipe.image) for row in range(45)]))
+    with torch.no_grad():
+        expected = learner(recipe).model.encode_images(normalise(pixels, recipe.image))
+    np.testing.assert_allclose(found[:45], expected.numpy(), atol=1e-3)
+    assert np.abs(found[:45] - pocketclip.load(trained / "bundle").encode_pixels(pixels).numpy()).max() > 0.05
 
 
 def test_training_with_and_without_them_has_the_same_loss_curve(

@@ -53,6 +53,13 @@ def test_small_batches_give_the_whole_data_sets_gradient_on_average() -> None:
     assert min(away["softmax"]) > 0.4
 
 
+def test_a_pair_alone_meets_nothing() -> None:
+    """As where all other rows of a batch were dropped."""
+    inputs = pairs(1)
+    loss = global_loss(*inputs, torch.arange(1), torch.tensor([3]), RememberedNegatives(9, CPU), 0.5, ALONE)
+    assert all(one.isfinite().all() for one in (loss, *torch.autograd.grad(loss, inputs)))
+
+
 def test_a_row_renews_its_own_share_and_others_keep_theirs() -> None:
     remembered = RememberedNegatives(5, CPU)
     remembered.means[:, 1:3] = torch.tensor([[2.0, 4.0], [8.0, 1.0]]).log()

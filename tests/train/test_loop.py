@@ -20,13 +20,16 @@ from safetensors.torch import load_file
 from conftest import example_rows, small_recipe
 from pocketclip.data.rows import Row
 from pocketclip.data.shards import write_shards
+from pocketclip.device import choose_device
 from pocketclip.errors import BundleError, CheckpointError, DataError, Stopped, TokenizerError, TrainingError
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_recipe, to_toml
 from pocketclip.tokenizer import learn_tokenizer, save_tokenizer
+from pocketclip.train import loop
 from pocketclip.train.check import check
 from pocketclip.train.learner import Learner
 from pocketclip.train.loop import train
+from pocketclip.train.ranks import Ranks
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -297,7 +300,7 @@ def test_data_without_one_usable_row_is_named(folder: Path, tmp_path: Path, cons
         lambda: train(small_recipe(tmp_path), tmp_path / "run", console),
         lambda: check(small_recipe(tmp_path)),
     ):
-        with pytest.raises(DataError, match="not one row of a whole batch can be used: 15 x no JPEG, PNG or WebP"):
+        with pytest.raises(DataError, match="can be used: 15 x no JPEG, PNG or WebP"):
             use()
 
 
@@ -336,3 +339,31 @@ def test_what_is_refused_leaves_the_name_free(folder: Path, tmp_path: Path, cons
         train(recipe, tmp_path / "run", console)
     assert [file.name for file in (tmp_path / "run").iterdir()] in ([], ["training.lock"])
     train(small_recipe(folder, train={"steps": 1}), tmp_path / "run", console)
+
+
+def test_a_run_goes_on_with_the_parts_that_it_began_with(
+    folder: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much memory is free then: a batch norm sees a part at a time."""
+
+    def fits(chunk: int) -> None:
+        def fitted(recipe: Recipe, *_: object) -> tuple[Recipe, None]:
+            return recipe.model_copy(update={"train": recipe.train.model_copy(update={"chunk_size": chunk})}), None
+
+        monkeypatch.setattr(loop, "fit_to_memory", fitted)
+
+    recipe = small_recipe(folder)
+    fits(4)
+    train(recipe, tmp_path / "whole", console)
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(Stopped):
+            train(recipe, tmp_path / "stopped", console)
+    fits(8)
+    train(recipe, tmp_path / "stopped", console)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_process_without_a_pair_is_refused(folder: Path, tmp_path: Path, console: Console) -> None:
+    with pytest.raises(TrainingError, match=r"train\.batch_size = 15: each of the 16 processes needs a pair"):
+        loop._train(small_recipe(folder), tmp_path, console, choose_device("cpu", "float32"), Ranks(0, 16))

@@ -4,7 +4,7 @@ import pytest
 
 from conftest import small_recipe
 from pocketclip.device import choose_device
-from pocketclip.errors import TrainingError
+from pocketclip.errors import DataError, TrainingError
 from pocketclip.train import memory
 from pocketclip.train.check import Imagined, check
 from pocketclip.train.memory import fit_to_memory
@@ -46,3 +46,14 @@ def test_a_price_needs_no_data(tmp_path: Path) -> None:
     estimate = check(recipe, Imagined(1005, 6))
     assert (estimate.rows, estimate.steps) == (1005, 200)
     assert estimate.seconds == pytest.approx(2000 / estimate.pairs_per_second)
+
+
+def test_captions_that_are_imagined_are_as_many_as_an_image_has(folder: Path) -> None:
+    found = check(small_recipe(folder, caption={"per_image": 3}), Imagined(1000, 12))
+    assert found.rows == 1000
+    assert found.pairs_per_second > 0
+
+
+def test_less_than_a_batch_has_no_price(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"14 rows are less than one batch of train\.batch_size = 15"):
+        check(small_recipe(folder), Imagined(14, 12))

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
 def recipe_of(folder: Path, growth: object = (), **changes: object) -> Recipe:
-    """No batch norm, whose statistics would be those of a rank's part; 45 rows in batches of 14: 7 each, or 3 and 4."""
+    """No batch norm, whose statistics would be those of a rank's part; 45 rows in batches of 14: 7 each, or 3 and 4.
+
+    Three pairs at a time are one part of a rank with three, and two of a rank with four.
+    """
     tower: dict[str, object] = {"stem_channels": [], "pool": "class"}
     return small_recipe(folder, image={"growth": growth}, image_tower=tower, train={"batch_size": 14, **changes})
 
@@ -64,7 +67,7 @@ def test_compiled_ranks_train_the_model_that_one_eager_process_trains(
 def test_ranks_train_the_model_that_one_process_trains(
     count: int, growth: list[list[float]], length: dict[str, int], folder: Path, tmp_path: Path, console: Console
 ) -> None:
-    recipe = recipe_of(folder, growth, chunk_size=2, **length)
+    recipe = recipe_of(folder, growth, chunk_size=3, **length)
     file = tmp_path / "recipe.toml"
     file.write_text(to_toml(recipe))
     train(recipe, tmp_path / "alone", console)

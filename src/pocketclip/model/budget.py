@@ -22,7 +22,7 @@ PROCESS_BYTES = 400e6  # Python, torch and their libraries, before any model
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """image_parameters, text_parameters: numbers. flops_per_pair: one training step's, for one pair,
+    """image_parameters, text_parameters: numbers. flops_per_pair: one training step's, for one image with its captions,
     the mean over a run whose images grow.
 
     memory_bytes: weights, optimizer, pixels, activations of as many pairs as are embedded at a time, the loss and the
@@ -50,13 +50,14 @@ def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: in
     recompute = recipe.train.recompute
     text, text_values = _transformer_forward(recipe.text_tower, caption_tokens, True, recompute)
     text += recipe.text_tower.width * recipe.model.embedding_width
+    captions = recipe.caption.per_image
     batch, settings = recipe.train.batch_size, recipe.train
     rows = min(settings.chunk_size or batch, batch)
     flops, state, activations = 0.0, 0.0, 0.0
     parameters = []
     for tower, products, values, sizes in (
         (model.visual, image, image_values, recipe.image_tower),
-        (model.text, text, text_values, recipe.text_tower),
+        (model.text, captions * text, captions * text_values, recipe.text_tower),
     ):
         again = (rows < batch) + (settings.recompute and not sizes.locked)  # forward passes beside the first
         flops += 2 * products * (1 + again + 2 * (not sizes.locked))
@@ -66,7 +67,7 @@ def count_budget(recipe: Recipe, caption_tokens: float, bytes_per_activation: in
         state += parameters[-1] * per_parameter
         activations += 0 if sizes.locked else values * bytes_per_activation * rows
     pixels = 3 * recipe.image.size**2 * (batch + 4 * rows)  # as bytes, and normalised
-    vectors = 4 * recipe.model.embedding_width * 6 * batch
+    vectors = 4 * recipe.model.embedding_width * 3 * (1 + captions) * batch
     loss = min(LOSS_BYTES, 4 * 4 * batch**2) + vectors
     memory = state + activations + pixels + loss + PROCESS_BYTES
     return Budget(parameters[0], parameters[1], flops, memory)

@@ -208,6 +208,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _patches_fill_image(self) -> Self:
         tower = self.image_tower
+        if tower.cut_edges and tower.stem_channels:
+            raise ValueError("image_tower.cut_edges is for plain patches: a stem's convolutions see all of the image")
         for size, _ in self.image.phases:
             if size % tower.patch_size and not (tower.cut_edges and size >= tower.patch_size):
                 key = "image.size =" if size == self.image.size else "image.growth's"

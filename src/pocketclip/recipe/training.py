@@ -69,8 +69,8 @@ class TrainSettings(Settings):
     )
     chunk_size: Natural = Field(
         0,
-        description="pairs embedded at a time (gradient caching): the batch's own gradient in less memory and a third "
-        "more time; 0: the whole batch",
+        description="pairs embedded at a time (gradient caching): the batch's own gradient, but for batch norms, in "
+        "less memory and a third more time; 0: the whole batch",
     )
     recompute: bool = Field(
         False,

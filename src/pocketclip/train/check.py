@@ -13,6 +13,7 @@ import torch
 from pocketclip.data.batches import Batch, TrainingBatches, load_batches
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device
+from pocketclip.errors import DataError
 from pocketclip.model.budget import Budget, count_budget
 from pocketclip.recipe.schema import Recipe
 from pocketclip.train.learner import Learner
@@ -21,8 +22,8 @@ from pocketclip.train.memory import computed_tokens, fit_to_memory, memory_in_us
 
 WARM_STEPS, TIMED_STEPS = 3, 9
 TIMED_FLOPS = 2e13  # of a timed step, at most: a larger batch is timed by a part of it
-# Dense bfloat16 products (T4: float16), FLOP/s, by the makers' data sheets.
-CHIPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "T4": 65e12}
+# Dense bfloat16 products, FLOP/s, by the makers' data sheets.
+CHIPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 # The share of it that a compiled training step of B/32@224 had on an H100 (docs/log.md, 2026-11-26).
 UTILISATION = 0.29
 
@@ -58,18 +59,22 @@ class Imagined:
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, (pairs, size, size, 3), dtype=torch.uint8, generator=generator)
         length = min(self.caption_tokens, recipe.text_tower.context_length)
-        tokens = torch.randint(recipe.tokenizer.vocabulary_size, (pairs, length), generator=generator)
-        return Batch((0, 0), pixels, tokens, torch.full((pairs,), length - 1), torch.arange(pairs), Counter())
+        captions = pairs * recipe.caption.per_image
+        tokens = torch.randint(recipe.tokenizer.vocabulary_size, (captions, length), generator=generator)
+        return Batch((0, 0), pixels, tokens, torch.full((captions,), length - 1), torch.arange(pairs), Counter())
 
 
 def check(recipe: Recipe, imagined: Imagined | None = None) -> Estimate:
     """Open the data and the tokenizer, or imagine them; count the budget, time some steps.
 
-    Raises TrainingError if a pair at a time cannot fit this machine's memory, and what opening the data raises.
+    Raises TrainingError if a pair at a time cannot fit this machine's memory, DataError if the rows are less than a
+    batch, and what opening the data raises.
     """
     device = choose_device(recipe.train.device, recipe.train.precision)
     if imagined:
         rows, steps_per_epoch = imagined.rows, imagined.rows // recipe.train.batch_size
+        if not steps_per_epoch:
+            raise DataError(f"{rows} rows are less than one batch of train.batch_size = {recipe.train.batch_size}")
         some = [imagined.batch(_timed(recipe), recipe.image.size)]
     else:
         split = Split(recipe.data.folder, recipe.data.split)
@@ -152,7 +157,7 @@ def describe(estimate: Estimate, chip: str = "") -> Sequence[tuple[str, str]]:
     if chip:
         pairs = estimate.seconds * estimate.pairs_per_second
         seconds = pairs * budget.flops_per_pair / (CHIPS[chip] * UTILISATION)
-        of_rate = f"at {UTILISATION:.0%} of its {CHIPS[chip] / 1e12:,.0f} TFLOP/s, not measured on it"
+        of_rate = f"at {UTILISATION:.0%} of its {CHIPS[chip] / 1e12:,.0f} TFLOP/s, if compiled; not measured on it"
         lines.append((f"on one {chip}", f"{_duration(seconds)} {of_rate}"))
     return lines
 

@@ -21,7 +21,7 @@ STATE, DESCRIPTION = "state.pt", "checkpoint.json"
 class Checkpoint:
     """The state after `step` steps.
 
-    tensors: model and optimizer state and torch's random state, as torch saves them.
+    tensors: model and optimizer state, as torch saves them; random numbers follow from the seed and the step.
     description: what a person or another program may want to know without torch: step, loss, seconds, dropped rows.
     """
 

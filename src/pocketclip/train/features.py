@@ -8,6 +8,7 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,29 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pocketclip.bundle import Bundle, load
+from pocketclip.bundle import Bundle, load, seal_of
 from pocketclip.data.batches import in_order
 from pocketclip.data.images import BadImage
 from pocketclip.data.shards import Split
 from pocketclip.data.square import decode
 from pocketclip.errors import TrainingError
 from pocketclip.files import sync
+from pocketclip.model.clip import CLIP
 from pocketclip.progress import WorkProgress
 from pocketclip.recipe.schema import ImageSettings, Recipe
+from pocketclip.train.start import start_from
 
 Values = np.memmap[tuple[int, ...], np.dtype[np.float16]]
 Embedded = Callable[[Sequence[range]], Iterable[NDArray[np.float32]]]
 
 
 def features_path(recipe: Recipe, split: Split) -> Path:
-    """data.folder/features/SPLIT-FINGERPRINT.npy: another tower, other images or another size are another file."""
-    weights = json.loads((Path(recipe.train.start_from) / "bundle.json").read_text(encoding="utf-8"))["sha256"]
+    """data.folder/features/SPLIT-FINGERPRINT.npy: another tower, other images or another size are another file.
+
+    Raises BundleError where the bundle is damaged.
+    """
     image = recipe.image.model_dump(include={"size", "mean", "std", "decoding"})
-    said = json.dumps([weights["model.safetensors"], split.fingerprint(), image])
+    said = json.dumps([seal_of(Path(recipe.train.start_from)), split.fingerprint(), image])
     return Path(split.folder) / "features" / f"{split.name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.npy"
 
 
@@ -50,6 +55,9 @@ def cache_features(recipe: Recipe, split: Split, console: Console) -> Path:
     if path.exists():
         return path
     bundle = load(recipe.train.start_from, recipe.train.device)
+    model = CLIP(recipe)  # whose sizes are the bundle's, but whose preprocessing may be the recipe's own
+    start_from(model, Path(recipe.train.start_from))
+    bundle = replace(bundle, recipe=recipe, model=model.to(bundle.device.device).eval())
     embedded = image_embeddings(bundle, split, recipe.image, recipe.data.workers)
     shape = len(split), recipe.model.embedding_width
     try:

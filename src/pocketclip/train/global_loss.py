@@ -57,7 +57,7 @@ def global_loss(
     """
     of_images, of_texts, positive_images, positive_texts = log_sums(images, texts, scale, captions, ranks)
     pairs = ranks.total(len(images))
-    others = math.log(pairs - 1)
+    others = math.log(max(1, pairs - 1))
     found = torch.stack([of_images - positive_images, of_texts - positive_texts]) - others
     found = torch.where(found.isneginf(), LEAST, found)
     means = remembered.renew(rows, found.detach(), share, ranks)

@@ -66,6 +66,7 @@ class Learner:
     def __init__(self, recipe: Recipe, device: Device, steps: int, rows: int = 0, ranks: Ranks = ALONE) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.steps, self.ranks = recipe, device, steps, ranks
+        self.chunk_size = recipe.train.chunk_size
         self.model = CLIP(recipe).to(device.device).train()
         self.model.recompute_blocks(recipe.train.recompute)
         if recipe.train.compile:
@@ -138,12 +139,12 @@ class Learner:
 
     def _parts(self, pixels: Tensor, tokens: Tensor, ends: Tensor) -> list[Part]:
         """The batch in parts of nearly equal size, the pixels of each on the device when it is its turn."""
-        size = self.recipe.train.chunk_size
-        count = math.ceil(len(pixels) / size) if size else 1
+        count = 1
+        if self.chunk_size:
+            rows = self.ranks.each(len(pixels))  # all ranks have as many parts, as they meet in each; none is empty
+            count = max(1, min(math.ceil(max(rows) / self.chunk_size), min(rows)))
         each, length = self.recipe.caption.per_image, tokens.shape[1]  # an image's captions stay with it
-        columns = [
-            one.tensor_split(max(1, count)) for one in (pixels, tokens.view(-1, each, length), ends.view(-1, each))
-        ]
+        columns = [one.tensor_split(count) for one in (pixels, tokens.view(-1, each, length), ends.view(-1, each))]
         return [Part(some, ids.flatten(0, 1), places.flatten()) for some, ids, places in zip(*columns, strict=True)]
 
     def _embed(self, part: Part) -> Embeddings:

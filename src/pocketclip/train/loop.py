@@ -75,6 +75,11 @@ def train(recipe: Recipe, folder: Path, console: Console) -> Path:
 
 def _train(recipe: Recipe, folder: Path, console: Console, device: Device, ranks: Ranks) -> Path:
     """The same as one of the ranks."""
+    if recipe.train.batch_size < ranks.count:
+        raise TrainingError(
+            f"train.batch_size = {recipe.train.batch_size}: each of the {ranks.count} processes needs a pair of it; "
+            "raise it, or start fewer"
+        )
     split = Split(recipe.data.folder, recipe.data.split)
     tokenizer = open_tokenizer(recipe)
     teacher = open_teacher(recipe, split) if recipe.train.distillation else None
@@ -110,7 +115,9 @@ def _features(recipe: Recipe, split: Split, console: Console, ranks: Ranks) -> P
         return None
     if ranks.count > 1:
         return ranks.first_does(lambda: path if (path := features_path(recipe, split)).exists() else None)
-    return cache_features(recipe, split, console)
+    found = cache_features(recipe, split, console)
+    torch.cuda.empty_cache()  # what is kept of a GPU for more of the same would not count as free
+    return found
 
 
 class Run:
@@ -148,6 +155,8 @@ class Run:
                 f"changed); restore them, or delete {self.folder} to start anew"
             )
         self.learner.restore(checkpoint.tensors)
+        # Whatever memory is free now: other parts are rounded otherwise, and batch norms see them.
+        self.learner.chunk_size = checkpoint.description["chunk_size"]
         self.done, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
         self.watch.seen = Seen(**checkpoint.description.get("evaluations", {}))
         self.console.print(f"going on from step {self.done} of {self.learner.steps}")
@@ -263,6 +272,7 @@ class Run:
     def _save(self, metrics: MetricsLog) -> None:
         self.tally.metrics_bytes = metrics.sync()
         description = {**self.data, "tally": vars(self.tally), "evaluations": vars(self.watch.seen)}
+        description["chunk_size"] = self.learner.chunk_size
         checkpoint = Checkpoint(self.done, self.learner.state(), description)
 
         def save() -> None:
@@ -276,7 +286,7 @@ def require_pairs(batch: Batch, split: Split) -> Batch:
     """The batch; raises DataError if every row of it had to be dropped."""
     if not len(batch.pixels):
         reasons = ", ".join(f"{count} x {reason}" for reason, count in batch.dropped.items())
-        raise DataError(f"{split.folder}: not one row of a whole batch can be used: {reasons}")
+        raise DataError(f"{split.folder}: not one row of a batch, or of a process's part of it, can be used: {reasons}")
     return batch
 
 

@@ -43,8 +43,17 @@ class Ranks:
         return total
 
     def total(self, here: int) -> int:
-        """The sum of a number over all ranks; no GPU is asked for it."""
-        return here if self.count == 1 else sum(self._each(here))
+        """The sum of a number over all ranks."""
+        return sum(self.each(here))
+
+    def each(self, here: int) -> list[int]:
+        """A number of every rank, in their order; no GPU is asked for it."""
+        if self.count == 1:
+            return [here]
+        mine = torch.tensor([here])
+        found = [torch.empty_like(mine) for _ in range(self.count)]
+        distributed.all_gather(found, mine, group=self.control)
+        return [int(one) for one in found]
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """The rows of all ranks, in their order, and where this rank's begin; parts may differ in length.
@@ -53,7 +62,7 @@ class Ranks:
         """
         if self.count == 1:
             return rows, 0
-        lengths = self._each(len(rows))
+        lengths = self.each(len(rows))
         longest = max(lengths)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
@@ -78,12 +87,6 @@ class Ranks:
         if self.count > 1:
             distributed.all_reduce(rows)
         return rows[first : first + count]
-
-    def _each(self, here: int) -> list[int]:
-        mine = torch.tensor([here])
-        found = [torch.empty_like(mine) for _ in range(self.count)]
-        distributed.all_gather(found, mine, group=self.control)
-        return [int(one) for one in found]
 
     def _group(self, values: Tensor) -> Any:
         """Who passes such tensors on: what links GPUs takes none of the CPU's."""
