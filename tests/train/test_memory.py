@@ -6,7 +6,7 @@ from conftest import small_recipe
 from pocketclip.device import choose_device
 from pocketclip.errors import DataError, TrainingError
 from pocketclip.train import memory
-from pocketclip.train.check import Imagined, check
+from pocketclip.train.check import Imagined, check, utilisation
 from pocketclip.train.memory import fit_to_memory
 
 CPU = choose_device("cpu", "float32")
@@ -57,3 +57,9 @@ def test_captions_that_are_imagined_are_as_many_as_an_image_has(folder: Path) ->
 def test_less_than_a_batch_has_no_price(folder: Path) -> None:
     with pytest.raises(DataError, match=r"14 rows are less than one batch of train\.batch_size = 15"):
         check(small_recipe(folder), Imagined(14, 12))
+
+
+def test_a_known_gpu_is_told_how_much_of_it_is_used() -> None:
+    assert utilisation("NVIDIA H100 80GB HBM3", 287e12) == ", 29% of the 989 TFLOP/s of one H100"
+    assert utilisation("NVIDIA GeForce RTX 4090", 80e12).endswith("165 TFLOP/s of one RTX 4090")
+    assert utilisation("", 1e12) == ""

@@ -137,6 +137,8 @@ def describe(estimate: Estimate, chip: str = "") -> Sequence[tuple[str, str]]:
     budget = estimate.budget
     total = budget.image_parameters + budget.text_parameters
     rate = budget.flops_per_pair * estimate.pairs_per_second
+    device = estimate.device.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     lines = [
         (
             "parameters",
@@ -151,7 +153,7 @@ def describe(estimate: Estimate, chip: str = "") -> Sequence[tuple[str, str]]:
             f"{estimate.memory_bytes / 1e6:,.0f} MB while training"
             + (f", {estimate.chunk_size} pairs embedded at a time" if estimate.chunk_size else ""),
         ),
-        ("speed", f"{estimate.pairs_per_second:,.0f} pairs/s, {rate / 1e9:,.0f} GFLOP/s"),
+        ("speed", f"{estimate.pairs_per_second:,.0f} pairs/s, {rate / 1e9:,.0f} GFLOP/s{utilisation(name, rate)}"),
         ("time", _duration(estimate.seconds)),
     ]
     if chip:
@@ -160,6 +162,12 @@ def describe(estimate: Estimate, chip: str = "") -> Sequence[tuple[str, str]]:
         of_rate = f"at {UTILISATION:.0%} of its {CHIPS[chip] / 1e12:,.0f} TFLOP/s, if compiled; not measured on it"
         lines.append((f"on one {chip}", f"{_duration(seconds)} {of_rate}"))
     return lines
+
+
+def utilisation(name: str, rate: float) -> str:
+    """The share that FLOP/s are of a GPU's rate, in words; nothing for a device that CHIPS does not know."""
+    chip = next((chip for chip in CHIPS if chip in name), "")
+    return f", {rate / CHIPS[chip]:.0%} of the {CHIPS[chip] / 1e12:,.0f} TFLOP/s of one {chip}" if chip else ""
 
 
 def _duration(seconds: float) -> str:
