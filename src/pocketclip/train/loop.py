@@ -156,7 +156,7 @@ class Run:
             )
         self.learner.restore(checkpoint.tensors)
         # Whatever memory is free now: other parts are rounded otherwise, and batch norms see them.
-        self.learner.chunk_size = checkpoint.description["chunk_size"]
+        self.learner.chunk_size = checkpoint.description.get("chunk_size", self.learner.chunk_size)
         self.done, self.tally = checkpoint.step, Tally(**checkpoint.description["tally"])
         self.watch.seen = Seen(**checkpoint.description.get("evaluations", {}))
         self.console.print(f"going on from step {self.done} of {self.learner.steps}")
