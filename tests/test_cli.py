@@ -73,7 +73,7 @@ def test_packaged_recipes_are_found_from_anywhere(tmp_path: Path) -> None:
 def test_a_bundle_is_evaluated_on_other_data_than_its_recipe_names(trained: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
     done = pocketclip("evaluate", trained / "bundle", "--output", tmp_path / "a", "evaluate.splits=[]")
-    assert_one_clear_line(done, "names no split", "evaluate.splits=")
+    assert_one_clear_line(done, "names nothing to evaluate on", "evaluate.splits=")
     changes = (f"data.folder={tmp_path}/elsewhere", 'evaluate.splits=["test"]')
     done = pocketclip("evaluate", trained / "bundle", *changes, "--output", tmp_path / "a")
     assert done.returncode == 0, done.stderr

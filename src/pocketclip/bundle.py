@@ -46,6 +46,11 @@ class Bundle:
     description: dict[str, Any]
     device: Device
 
+    @property
+    def seal(self) -> str:
+        """What tells it from every other bundle; empty while it is being trained."""
+        return str(self.description.get("seal", ""))
+
     def encode_images(self, images: Sequence[Path | str | bytes | Image.Image]) -> Tensor:
         """Embed images, given as files, encoded bytes or Pillow images.
 

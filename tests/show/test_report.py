@@ -68,7 +68,8 @@ def predictions():
 def result(split, dropped=None):
     groups = {"animals": GroupResult(3, 66.7, 100.0), "rest <b>": GroupResult(3, 33.3, 66.7)}
     recall = {f"{way}_recall@{k}": 10.0 * k for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
-    return Result(split, 6, 7, 50.0, 83.3, 14.3, 71.4, 50.0, groups, recall, dropped or {})
+    sure = {"top_1": (20.0, 80.0)}
+    return Result(split, 6, 7, 50.0, 83.3, 90.0, 14.3, 71.4, 100.0, 50.0, groups, recall, dropped or {}, intervals=sure)
 
 
 def make_run(folder):
@@ -96,7 +97,8 @@ def make_run(folder):
         (run / "evaluation" / f"{split}-predictions.jsonl").write_text("".join(lines), encoding="utf-8")
         arrays[f"images_{split}"] = images.astype(np.float16)
     np.savez(run / "evaluation" / "embeddings.npz", **arrays)
-    write_results(run / "evaluation" / "results.json", "b", [result("train"), result("unseen", {"damaged image": 2})])
+    results = [result("train"), result("unseen", {"damaged image": 2})]
+    write_results(run / "evaluation" / "results.json", "b", "seal", results)
     return run
 
 
@@ -209,7 +211,7 @@ def test_what_comes_from_the_data_is_escaped(run):
     shutil.move(run.parent.parent / "data", evil)
     recipe.write_text(re.sub('folder = ".*"', f'folder = "{evil}"', recipe.read_text()))
     results = [result("unseen", {EVIL: 1})]
-    write_results(run / "evaluation" / "results.json", "b", results)
+    write_results(run / "evaluation" / "results.json", "b", "seal", results)
     html = write_report(run).read_text(encoding="utf-8")
     assert "<script" not in html
     assert "&lt;script&gt;alert(&quot;x&quot;)" in html
@@ -291,7 +293,7 @@ def test_predictions_of_another_evaluation_are_refused(run):
 
 
 def test_a_run_evaluated_on_its_training_split_alone_shows_that(run):
-    write_results(run / "evaluation" / "results.json", "b", [result("train")])
+    write_results(run / "evaluation" / "results.json", "b", "seal", [result("train")])
     write_report(run)
     assert (run / "figures" / "cosines-train.png").exists()
 

@@ -13,10 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import small_recipe
+from conftest import COLOURS, SHAPES, draw, small_recipe
+from labelled_samples import write_class_folders
 from pocketclip.bundle import load
 from pocketclip.device import choose_device
 from pocketclip.errors import CheckpointError, DataError, RecipeError, Stopped, TrainingError
+from pocketclip.evaluate.benchmarks.catalogue import Place
+from pocketclip.evaluate.classes import measure_benchmark
 from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.splits import evaluate_splits
 from pocketclip.model.clip import CLIP
@@ -68,6 +71,25 @@ def test_the_last_figures_are_those_of_the_bundle(
     logged = {line["step"]: line for line in lines(run, "metrics.jsonl")}
     for line in found:
         assert (line["pairs"], line["seconds"]) == (line["step"] * 15, logged[line["step"]]["seconds"])
+
+
+def test_benchmarks_are_evaluated_during_training(folder: Path, tmp_path: Path, console: Console) -> None:
+    images = {f"{shape}/{colour}.png": draw(colour, shape, "left") for shape in SHAPES for colour in COLOURS}
+    write_class_folders(tmp_path / "shapes", images)
+    about = {"every": 5, "splits": ["test"], "benchmarks": [str(tmp_path / "shapes")]}
+    run = tmp_path / "run"
+    train(small_recipe(folder, train={"epochs": 10, "best_by": "loss"}, evaluate=about), run, console)
+    found = lines(run)
+    assert [(line["split"], line["step"]) for line in found] == [
+        ("test", 15), ("shapes", 15), ("test", 30), ("shapes", 30),
+    ]  # fmt: skip
+    assert all(line["evaluation_seconds"] > 0 for line in found)
+    result = measure_benchmark(load(run / "bundle", "cpu"), Place("shapes", tmp_path / "shapes"))
+    best = json.loads((run / "bundle" / "bundle.json").read_text())["training"]["best"]["step"]
+    (line,) = [line for line in found if line["split"] == "shapes" and line["step"] == best]
+    assert (line["top_1"], line["images"], line["candidates"]) == (result.top_1, 24, 4)
+    with pytest.raises(DataError, match="no such folder and no benchmark"):
+        train(small_recipe(folder, evaluate={"every": 1, "benchmarks": ["nope"]}), tmp_path / "other", console)
 
 
 def test_interpolated_weights_are_what_is_evaluated(folder: Path, trained: Path) -> None:
@@ -303,7 +325,7 @@ def test_the_lowest_loss_counts_the_same_wherever_the_run_was_stopped(
         (
             {"best_by": "tset"},
             {"every": 1},
-            r"train\.best_by = 'tset' is none of evaluate\.splits \(test\), nor `loss`",
+            r"train\.best_by = 'tset' is none of evaluate\.splits and evaluate\.benchmarks \(test\), nor `loss`",
         ),
         ({"best_by": "test"}, {}, r"train\.best_by = 'test' chooses among evaluations .* set evaluate\.every"),
         ({"best_by": "loss"}, {}, r"set evaluate\.every"),

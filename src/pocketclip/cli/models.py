@@ -63,35 +63,36 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="data.folder=... or evaluate.KEY=..., else as its recipe says.")
     ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(help="Benchmarks instead: NAME, NAME=PATH, or a PATH of your own; several with commas."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the results go; else `evaluation` beside the bundle.")
     ] = None,
 ) -> None:
-    """Measure a trained model: zero-shot accuracy and retrieval on the splits that its recipe names."""
+    """Measure a trained model: zero-shot accuracy and retrieval on its recipe's splits, or on benchmarks."""
     from pocketclip.bundle import load
     from pocketclip.evaluate.before import compare_with_start
-    from pocketclip.evaluate.splits import evaluate_splits
+    from pocketclip.evaluate.everything import evaluate_all
     from pocketclip.recipe.toml import override
 
     loaded = load(bundle)
     settings = override(loaded.recipe, overrides or (), ("data.folder", "evaluate."))
-    if not settings.evaluate.splits:
+    if on:
+        names = tuple(name for some in on for name in some.split(",") if name)
+        about = settings.evaluate.model_copy(update={"splits": (), "benchmarks": names})
+        settings = settings.model_copy(update={"evaluate": about})
+    if not settings.evaluate.splits and not settings.evaluate.benchmarks:
         raise RecipeError(
-            f"{bundle}: its recipe names no split to evaluate on; add, for example, 'evaluate.splits=[\"test\"]'"
+            f"{bundle}: its recipe names nothing to evaluate on; add, for example, 'evaluate.splits=[\"test\"]', or "
+            "--on cifar10"
         )
     loaded.recipe = settings
     folder = output or bundle.resolve().parent / "evaluation"
-    for result in evaluate_splits(
-        loaded, Path(settings.data.folder), settings.evaluate.splits, folder, console, str(bundle)
-    ):
-        console.print(
-            f"{result.benchmark}: top-1 {result.top_1:.1f} %, top-5 {result.top_5:.1f} % of {result.images:,} images "
-            f"against {result.candidates:,} captions (chance {result.chance_top_1:.2f} %, {result.chance_top_5:.2f} %)",
-            highlight=False,
-        )
-        if result.dropped:
-            console.print(f"{result.benchmark}: dropped {result.dropped}", highlight=False)
-    if settings.train.start_from:
+    for result in evaluate_all(loaded, folder, console, str(bundle)):
+        console.print(str(result), highlight=False, markup=False)
+    if settings.train.start_from and settings.evaluate.splits:
         compare_with_start(loaded, folder, console)
 
 

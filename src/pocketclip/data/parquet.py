@@ -19,7 +19,7 @@ def look_into(path: Path, columns: Columns) -> tuple[int, tuple[int, ...]]:
 
     Raises DataError if the file is damaged or has no column of images or of captions.
     """
-    with _open(path) as file:
+    with open_parquet(path) as file:
         image, _ = _columns(path, file.schema_arrow, columns)
         groups = (file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
         return int(file.metadata.num_rows), tuple(groups) if _holds_images(file, image) else ()
@@ -28,9 +28,9 @@ def look_into(path: Path, columns: Columns) -> tuple[int, tuple[int, ...]]:
 def parquet_lines(path: Path, columns: Columns, start: int = 0, stop: int | None = None) -> Iterator[Line]:
     """Rows `start` to `stop`, or to the end; an image is a path, bytes, or {bytes, path}."""
     pa, _ = arrow()
-    with _open(path) as file:
+    with open_parquet(path) as file:
         image, captions = _columns(path, file.schema_arrow, columns)
-        features = _features(file.schema_arrow)
+        features = features_of(file.schema_arrow)
         classes = {name: features.get(name, {}).get("names") for name in captions}
         stop = file.metadata.num_rows if stop is None else stop
         groups, at, first = [], 0, 0
@@ -49,13 +49,13 @@ def parquet_lines(path: Path, columns: Columns, start: int = 0, stop: int | None
                 for cells in wanted.to_pylist():
                     yield _line(cells, image, captions, classes)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: damaged ({_first_line(error)}); fetch or write it again") from None
+            raise DataError(f"{path}: damaged ({first_line(error)}); fetch or write it again") from None
 
 
 def _columns(path: Path, schema: Any, columns: Columns) -> tuple[str, list[str]]:
     """The column of images, before all others the one that Hugging Face calls an image, and those of captions."""
     if not columns.image:
-        images = [name for name, kind in _features(schema).items() if kind.get("_type") == "Image"]
+        images = [name for name, kind in features_of(schema).items() if kind.get("_type") == "Image"]
         columns = replace(columns, image=next((name for name in images if name in schema.names), ""))
     image, captions = choose(path, schema.names, columns)
     _check_image(path, schema, image)
@@ -93,19 +93,21 @@ def _line(cells: Mapping[str, Any], image: str, captions: Sequence[str], classes
     return Line(picture or "", found, metadata)
 
 
-def _open(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """A ParquetFile; raises DataError where it is none."""
     pa, pq = arrow()
     try:
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # or whole row groups are held
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: damaged, or not a Parquet file ({_first_line(error)})") from None
+        raise DataError(f"{path}: damaged, or not a Parquet file ({first_line(error)})") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What Arrow says first; the rest is for its authors."""
     return str(error).partition("\n")[0]
 
 
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
+def features_of(schema: Any) -> dict[str, dict[str, Any]]:
     """What Hugging Face's `datasets` notes of the columns, {} without."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]

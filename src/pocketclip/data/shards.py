@@ -136,12 +136,12 @@ def _scan(path: Path, dropped: Counter[str]) -> Members:
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as file:
-            for key, files in _together(path, file, size):
+            for key, files in members_by_key(path, file, size):
                 _note_row(key, files, members, dropped)
             end = file.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a whole tar file ({error}); fetch or pack it again") from None
-    _check_end(path, end)
+    check_end(path, end)
     return members
 
 
@@ -159,7 +159,7 @@ def _note_row(key: str, files: dict[str, tuple[int, int]], members: Members, dro
         members.setdefault(key, {}).update(files)
 
 
-def _together(path: Path, file: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+def members_by_key(path: Path, file: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """Files of one key that lie one behind the other, each extension once: a row, or a part of one."""
     last, files = "", dict[str, tuple[int, int]]()
     for member in file:
@@ -181,7 +181,7 @@ def stays_inside(key: str) -> bool:
     return not key.startswith(("/", "\\")) and ":" not in key[:2] and ".." not in re.split(r"[/\\]", key)
 
 
-def _check_end(path: Path, end: int) -> None:
+def check_end(path: Path, end: int) -> None:
     """Raise DataError unless all that follows the last member is two or more blocks of zeros.
 
     Without them a tar that was cut between two members, or has a damaged header, would lose its other rows unnoticed:

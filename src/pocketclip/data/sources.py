@@ -97,7 +97,7 @@ def _row(found: Found, short_side: int) -> Row | str:
     if sum(map(len, captions)) > LARGEST_CAPTIONS:
         return f"more than {LARGEST_CAPTIONS:,} characters of captions"
     try:
-        data = found.image if isinstance(found.image, bytes) else _read(found.image, LARGEST_IMAGE)
+        data = found.image if isinstance(found.image, bytes) else read_file(found.image, LARGEST_IMAGE)
         if len(data) > LARGEST_IMAGE:
             raise BadImage(f"more than {LARGEST_IMAGE:,} bytes")
         data, extension = shrink(data, short_side or MAX_PIXELS, quality=90)
@@ -113,7 +113,7 @@ def _clean(captions: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
-def _read(path: Path, most: int) -> bytes:
+def read_file(path: Path, most: int) -> bytes:
     """A file's bytes; raises BadImage if it is too large, no plain file, or cannot be read."""
     try:
         status = path.stat()
@@ -258,7 +258,7 @@ def _count_others(files: Sequence[str], dropped: Counter[str]) -> None:
 def _texts(path: Path, keys: Sequence[str]) -> list[str]:
     """The captions in a file; raises BadImage if it cannot be read or is not UTF-8 or JSON."""
     try:
-        text = _read(path, 4 * LARGEST_CAPTIONS).decode("utf-8-sig")
+        text = read_file(path, 4 * LARGEST_CAPTIONS).decode("utf-8-sig")
         if path.suffix.lower() != ".json":
             return text.splitlines()
         found = json.loads(text)

@@ -3,9 +3,13 @@
 results.json                every figure, with its chance level
 SPLIT-predictions.jsonl     a line an image: its captions, its rank, its five best captions with cosines
 embeddings.npz              the captions with their embeddings, and the images' for each split
+NAME-predictions.jsonl      of a benchmark, a line an image: its class, its rank, its five best classes with cosines
+NAME-confusion.csv          how many images of each class (row) were taken for each class (column)
+NAME-dropped.jsonl          a line an image that could not be used, with the reason; not there where there is none
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,13 @@ from typing import Any
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
 
-FORMAT = 1
+FORMAT = 2
+KINDS = ("captions", "classes")
 
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Accuracy on the images of one group, percent."""
+    """Accuracy on the images of one group or class, percent."""
 
     images: int
     top_1: float
@@ -29,11 +34,15 @@ class GroupResult:
 class Result:
     """One benchmark's figures; accuracies and recalls in percent.
 
-    candidates: the number of captions that each image was compared with.
-    chance_top_1, chance_top_5: what blind guessing would get.
+    candidates: the number of captions, or of classes, that each image was compared with.
+    chance_top_1 and so on: what blind guessing would get.
     mean_group_top_1: the mean over groups, so that large groups do not hide small ones.
     recall: image_to_text_recall@k and text_to_image_recall@k, within the benchmark's own images and captions.
     dropped: reason -> images that could not be evaluated.
+    kind: whether images were compared with captions, groups being the data's, or with classes, which are the groups.
+    intervals: figure -> between which values it lies with 95 % confidence, by bootstrap over the images.
+    further: figures that only some benchmarks have, such as knn_top_1.
+    missing: classes of the benchmark of which there was no image.
     """
 
     benchmark: str
@@ -41,19 +50,56 @@ class Result:
     candidates: int
     top_1: float
     top_5: float
+    top_10: float
     chance_top_1: float
     chance_top_5: float
+    chance_top_10: float
     mean_group_top_1: float
     groups: dict[str, GroupResult]
     recall: dict[str, float]
     dropped: dict[str, int] = field(default_factory=dict)
+    kind: str = "captions"
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    further: dict[str, float] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        low, high = self.intervals["top_1"]
+        return (
+            f"{self.benchmark}: top-1 {self.top_1:.1f} % (95 % interval {low:.1f} to {high:.1f}), "
+            f"top-5 {self.top_5:.1f} % of {self.images:,} images against {self.candidates:,} {self.kind} "
+            f"(chance {self.chance_top_1:.2f} %, {self.chance_top_5:.2f} %)"
+        )
 
 
-def write_results(path: Path, bundle: str, results: list[Result]) -> None:
-    """Write results.json whole or not at all."""
-    content = {"format": FORMAT, "bundle": bundle, "results": [asdict(result) for result in results]}
+def write_results(path: Path, bundle: str, seal: str, results: Sequence[Result]) -> None:
+    """Write results.json whole or not at all; other benchmarks' figures of the very same bundle stay in it.
+
+    Splits are evaluated all at once: new ones replace all that were there. seal: the bundle's.
+    """
+    fresh = {result.benchmark for result in results}
+    splits = any(result.kind == "captions" for result in results)
+    kept = [
+        asdict(result)
+        for result in _of_same_bundle(path, seal)
+        if result.benchmark not in fresh and not (splits and result.kind == "captions")
+    ]
+    content = {
+        "format": FORMAT,
+        "bundle": bundle,
+        "seal": seal,
+        "results": [asdict(result) for result in results] + kept,
+    }
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _of_same_bundle(path: Path, seal: str) -> list[Result]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_results(path) if content["format"] == FORMAT and content["seal"] == seal else []
+    except (OSError, ValueError, KeyError, TypeError, DataError):  # of an earlier version or damaged: made anew
+        return []
 
 
 def read_results(path: Path) -> list[Result]:
@@ -82,4 +128,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _result(values: dict[str, Any]) -> Result:
     groups = {name: GroupResult(**group) for name, group in values["groups"].items()}
-    return Result(**{**values, "groups": groups})
+    intervals = {name: (float(low), float(high)) for name, (low, high) in values["intervals"].items()}
+    return Result(**{**values, "groups": groups, "intervals": intervals, "missing": tuple(values["missing"])})

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from pocketclip.bundle import Bundle
-from pocketclip.data.images import BadImage, Pixels
+from pocketclip.data.images import BadImage
 from pocketclip.data.shards import Split, splits_in
-from pocketclip.data.square import decode
 from pocketclip.errors import DataError
-from pocketclip.evaluate.results import GroupResult, Result, write_results
+from pocketclip.evaluate.accuracy import by_group, chance, intervals, mean_top_1
+from pocketclip.evaluate.embed import embed_images, progress_of
+from pocketclip.evaluate.results import Result, write_results
 from pocketclip.evaluate.retrieval import recall
 from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
 from pocketclip.files import whole_file
@@ -69,12 +68,14 @@ def evaluate_splits(
         arrays[f"images_{name}"] = embedded.images.astype(np.float16)
     with whole_file(output / "embeddings.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    write_results(output / "results.json", bundle_name, results)
+    write_results(output / "results.json", bundle_name, bundle.seal, results)
     return results
 
 
 def measure_splits(bundle: Bundle, folder: Path, names: Sequence[str]) -> list[Result]:
     """The figures that `evaluate_splits` gives, and no files."""
+    if not names:
+        return []
     candidates = _candidates(bundle, folder, names)
     return [_evaluate(name, embed_split(bundle, Split(folder, name)), candidates)[0] for name in names]
 
@@ -106,36 +107,25 @@ def embed_split(bundle: Bundle, split: Split, console: Console | None = None) ->
 
     console: where a terminal shows how far it is.
     """
-    silent = console is None or not console.is_terminal
-    batch_size = bundle.recipe.evaluate.batch_size
-    found = Embedded([], np.zeros((0, 0), np.float32), [], [], Counter())
-    embeddings: list[Embeddings] = []
-    pixels: list[Pixels] = []
-    for row in track(range(len(split)), f"embedding {split.name}", console=console, disable=silent):
-        captions = split.captions(row)
-        try:
-            if not captions:
-                raise BadImage("empty caption")
-            pixels.append(decode(split.image(row), bundle.recipe.image))
-        except BadImage as error:
-            found.dropped[str(error)] += 1
-            continue
-        found.rows.append(row)
-        found.captions.append(list(dict.fromkeys(captions)))
-        found.groups.append(str(split.metadata(row).get("group", "all")))
-        if len(pixels) == batch_size:
-            embeddings.append(_embed(bundle, pixels))
-            pixels = []
-    if pixels:
-        embeddings.append(_embed(bundle, pixels))
-    if not embeddings:
-        raise DataError(f"{split.folder}: no image of split {split.name} can be used: {dict(found.dropped)}")
-    return Embedded(found.rows, np.concatenate(embeddings), found.captions, found.groups, found.dropped)
+    captions: dict[int, list[str]] = {}
 
+    def image(row: int) -> bytes:
+        captions[row] = list(dict.fromkeys(split.captions(row)))
+        if not captions[row]:
+            raise BadImage("empty caption")
+        return split.image(row)
 
-def _embed(bundle: Bundle, pixels: list[Pixels]) -> Embeddings:
-    embeddings: Embeddings = bundle.encode_pixels(torch.from_numpy(np.stack(pixels))).numpy()
-    return embeddings
+    dropped: Counter[str] = Counter()
+
+    def refuse(_: int, reason: str) -> None:
+        dropped[reason] += 1
+
+    progress = progress_of(console, split.name, len(split))
+    rows, images = embed_images(bundle, range(len(split)), image, refuse, progress)
+    if not rows:
+        raise DataError(f"{split.folder}: no image of split {split.name} can be used: {dict(dropped)}")
+    groups = [str(split.metadata(row).get("group", "all")) for row in rows]
+    return Embedded(rows, images, [captions[row] for row in rows], groups, dropped)
 
 
 def _evaluate(name: str, embedded: Embedded, candidates: Candidates) -> tuple[Result, NDArray[np.int64]]:
@@ -146,7 +136,7 @@ def _evaluate(name: str, embedded: Embedded, candidates: Candidates) -> tuple[Re
     rank = ranks(embedded.images, texts, true)
     own = sorted({index for captions in true for index in captions})
     place = {index: position for position, index in enumerate(own)}
-    groups = _by_group(rank, embedded.groups)
+    groups = by_group(rank, embedded.groups)
     right = np.array([len(captions) for captions in true])
     result = Result(
         benchmark=name,
@@ -154,12 +144,15 @@ def _evaluate(name: str, embedded: Embedded, candidates: Candidates) -> tuple[Re
         candidates=len(texts),
         top_1=top_k(rank, 1),
         top_5=top_k(rank, 5),
-        chance_top_1=_chance(right, len(texts), 1),
-        chance_top_5=_chance(right, len(texts), 5),
-        mean_group_top_1=float(np.mean([group.top_1 for group in groups.values()])),
+        top_10=top_k(rank, 10),
+        chance_top_1=chance(right, len(texts), 1),
+        chance_top_5=chance(right, len(texts), 5),
+        chance_top_10=chance(right, len(texts), 10),
+        mean_group_top_1=mean_top_1(groups),
         groups=groups,
         recall=recall(embedded.images, texts[own], [[place[c] for c in captions] for captions in true]),
         dropped=dict(embedded.dropped),
+        intervals=intervals(rank, groups),
     )
     return result, rank
 
@@ -177,19 +170,3 @@ def _write_predictions(path: Path, embedded: Embedded, candidates: Candidates, r
                 "best": [[candidates.captions[c], round(float(s), 4)] for c, s in shown],
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _by_group(rank: NDArray[np.int64], groups: list[str]) -> dict[str, GroupResult]:
-    result = {}
-    for group in sorted(set(groups)):
-        members = rank[np.array(groups) == group]
-        result[group] = GroupResult(len(members), top_k(members, 1), top_k(members, 5))
-    return result
-
-
-def _chance(right: NDArray[np.int64], candidates: int, k: int) -> float:
-    """Percent of images for which k different captions drawn blindly hold a right one."""
-    miss = np.ones(len(right))
-    for drawn in range(min(k, candidates)):
-        miss *= np.clip(candidates - drawn - right, 0, None) / (candidates - drawn)
-    return 100.0 * float(np.mean(1 - miss))

@@ -192,17 +192,22 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _evaluates_something(self) -> Self:
-        every, splits, by = self.evaluate.every, self.evaluate.splits, self.train.best_by
+        every, by = self.evaluate.every, self.train.best_by
+        named = self.evaluate.splits + tuple(one.partition("=")[0] for one in self.evaluate.benchmarks)
         if self.train.patience and not by:
             raise ValueError(f"train.patience = {self.train.patience} waits for something better: set train.best_by")
         if by and not every:
             raise ValueError(f"train.best_by = {by!r} chooses among evaluations during training: set evaluate.every")
-        if by and by != "loss" and by not in splits:
+        if by and by != "loss" and by not in named:
             raise ValueError(
-                f"train.best_by = {by!r} is none of evaluate.splits ({', '.join(splits) or 'none'}), nor `loss`"
+                f"train.best_by = {by!r} is none of evaluate.splits and evaluate.benchmarks "
+                f"({', '.join(named) or 'none'}), nor `loss`"
             )
-        if every and not splits and not by:
-            raise ValueError(f"evaluate.every = {every} has nothing to evaluate on: name splits in evaluate.splits")
+        if every and not named and not by:
+            raise ValueError(
+                f"evaluate.every = {every} has nothing to evaluate on: name some in evaluate.splits or "
+                "evaluate.benchmarks"
+            )
         return self
 
     @model_validator(mode="after")

@@ -124,3 +124,8 @@ class EvaluateSettings(Settings):
         0.0, description="epochs from one evaluation during training to the next (and one at the end); 0: never"
     )
     batch_size: Positive = Field(256, description="images or captions at a time")
+    benchmarks: tuple[str, ...] = Field(
+        (),
+        description="benchmarks to evaluate on: NAME of a known one, NAME=PATH, or the PATH of a folder of one's own",
+    )
+    folder: str = Field("data/benchmarks", description="where known benchmarks are looked for")

@@ -12,6 +12,7 @@ from pocketclip.show.plots import percent
 from pocketclip.show.run import FinishedRun
 from pocketclip.show.tuning import changes_section
 
+RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1")
 # The policy forbids scripts and every other host, whatever the data may say.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
@@ -120,7 +121,7 @@ def _sentence(run: FinishedRun) -> str:
 
 def _results(results: Iterable[Result]) -> str:
     heads = ("Split", "Images", "Captions", "Top-1", "Top-5", "Image → caption", "Caption → image", "Dropped")
-    units = ("", "", "to choose from", "accuracy", "accuracy", "recall@1", "recall@1", "images")
+    units = ("or benchmark", "", "or classes", "accuracy", "accuracy", "recall@1", "recall@1", "images")
     lines = []
     for result in results:
         cells = [
@@ -129,8 +130,7 @@ def _results(results: Iterable[Result]) -> str:
             f"{result.candidates:,}",
             f"{percent(result.top_1)}<br><small>chance {percent(result.chance_top_1)}</small>",
             f"{percent(result.top_5)}<br><small>chance {percent(result.chance_top_5)}</small>",
-            percent(result.recall["image_to_text_recall@1"]),
-            percent(result.recall["text_to_image_recall@1"]),
+            *(percent(result.recall[way]) if result.recall else "" for way in RECALLS),
             f"{sum(result.dropped.values()):,}",
         ]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")

@@ -53,7 +53,8 @@ def _pictures(run: FinishedRun) -> Iterator[Picture]:
     yield from _changes(run)
     for split in splits:
         yield from _groups(split)
-    yield _recall(run)
+    if any(result.recall for result in run.results):
+        yield _recall(run)
     for split in splits:
         yield _cosines(split, run.recipe.image.size)
     for split in splits:
@@ -122,7 +123,8 @@ def _accuracy(run: FinishedRun) -> Picture:
         "accuracy",
         "Zero-shot accuracy",
         "How often a right caption is the model's first choice, or among its first five, out of all captions of the "
-        f"data set; split “{run.recipe.data.split}” was trained on, and the black marks are blind guessing.",
+        f"data set, or all classes of a benchmark; split “{run.recipe.data.split}” was trained on, and the black marks "
+        "are blind guessing.",
     )
 
 

@@ -113,7 +113,10 @@ class FinishedRun:
 
     def test_splits(self) -> list[EvaluatedSplit]:
         """The evaluated splits that were not trained on; all of them if there are no others."""
-        unseen = [result for result in self.results if result.benchmark != self.recipe.data.split]
+        splits = [result for result in self.results if result.kind == "captions"]
+        unseen = [result for result in splits if result.benchmark != self.recipe.data.split]
+        if not splits:
+            return []
         path = _existing(self.folder / "evaluation" / "embeddings.npz", self._evaluating)
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -121,7 +124,7 @@ class FinishedRun:
                 captions = Captions(place, _of_length_one(arrays["texts"]))
                 return [
                     self._split(result, _of_length_one(arrays[f"images_{result.benchmark}"]), captions)
-                    for result in unseen or self.results
+                    for result in unseen or splits
                 ]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: damaged ({error}); evaluate the run again") from None

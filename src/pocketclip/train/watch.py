@@ -15,6 +15,8 @@ from rich.console import Console
 from torch import nn
 
 from pocketclip.bundle import Bundle
+from pocketclip.evaluate.benchmarks.catalogue import Place, find
+from pocketclip.evaluate.classes import measure_benchmark
 from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.splits import measure_splits, require_splits
 from pocketclip.model.clip import CLIP
@@ -70,8 +72,11 @@ class Watch:
         self.board: TensorBoard | None = None  # which gets the same lines as the log
         self.data, self.by, self.patience = Path(recipe.data.folder), recipe.train.best_by, recipe.train.patience
         self.steps_per_epoch, self.interval = steps_per_epoch, recipe.evaluate.every * steps_per_epoch
+        self.places: list[Place] = []
         if self.interval:
             self.ranks.first_does(lambda: require_splits(self.data, recipe.evaluate.splits))
+            about = recipe.evaluate
+            self.places = self.ranks.first_does(lambda: [find(name, Path(about.folder)) for name in about.benchmarks])
 
     def due(self, step: int) -> bool:
         """Whether the weights after a step are to be evaluated, and have not been."""
@@ -136,7 +141,8 @@ class Watch:
     def _measure(self, model: CLIP) -> list[Result]:
         bundle = Bundle(model, self.recipe, self.tokenizer, {}, self.learner.device)
         with evaluation_mode(model):
-            return measure_splits(bundle, self.data, self.recipe.evaluate.splits)
+            found = measure_splits(bundle, self.data, self.recipe.evaluate.splits)
+            return found + [measure_benchmark(bundle, place) for place in self.places]
 
     def chosen(self) -> CLIP:
         """The model for the bundle: with the best weights where the recipe asks for them, else the last ones."""
@@ -169,7 +175,7 @@ def _figures(result: Result) -> dict[str, Any]:
     """What the log keeps of a result; accuracies and recalls in percent."""
     names = ("images", "candidates", "top_1", "top_5", "chance_top_1", "chance_top_5")
     figures = {name: getattr(result, name) for name in names}
-    return {"split": result.benchmark} | figures | {name: result.recall[name] for name in RECALLS}
+    return {"split": result.benchmark} | figures | {name: result.recall[name] for name in RECALLS if result.recall}
 
 
 @contextmanager

@@ -1,0 +1,101 @@
+"""The layout of `clip-benchmark`'s data sets, some forty of which are published so.
+
+    classnames.txt                          a class a line
+    zeroshot_classification_templates.txt   a prompt a line, `{c}` for the class
+    SPLIT/0.tar, SPLIT/1.tar, ...           KEY.webp (or .jpg, .png) and KEY.cls, the class's number
+
+Source: CLIP_benchmark (LAION), clip_benchmark/webdataset_builder.py.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pocketclip.data.labelled.kinds import SPLITS, Dropped, Labelled
+from pocketclip.data.rows import storable
+from pocketclip.data.shards import IMAGE_EXTENSIONS, check_end, members_by_key
+from pocketclip.data.sources import LARGEST_IMAGE
+from pocketclip.errors import DataError
+
+CLASSES, TEMPLATES, KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
+LARGEST_LIST = 1 << 26  # bytes
+LONGEST_LABEL = 32  # bytes
+
+
+class TarImages:
+    """The tars of one split, read from their beginning to their end."""
+
+    total: int | None = None
+
+    def __init__(self, folder: Path, split: str) -> None:
+        kind = _lines(folder / KIND)
+        if kind and kind[0] != "classification":
+            raise DataError(f"{folder / KIND}: says {kind[0]!r}; of classes alone is known what to do with")
+        self.paths = _paths(folder, split)
+        self.classes = tuple(_lines(folder / CLASSES))
+        if not self.paths or not self.classes:
+            raise DataError(f"{folder}: has no {CLASSES} with {split}/0.tar, ...")
+        self.templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / TEMPLATES))
+
+    @staticmethod
+    def known(folder: Path) -> bool:
+        """Whether a folder has this layout."""
+        return any(_paths(folder, split) for split in SPLITS)
+
+    def items(self, dropped: list[Dropped]) -> Iterator[Labelled]:
+        """See LabelledImages; raises DataError where a tar is damaged or ends early."""
+        for path in self.paths:
+            try:
+                with path.open("rb") as file, tarfile.open(path, "r:") as tar:
+                    for key, files in members_by_key(path, tar, path.stat().st_size):
+                        name = f"{path.name}/{storable(key)}"
+                        found = _item(name, file, files)
+                        if isinstance(found, Dropped):
+                            dropped.append(found)
+                        else:
+                            yield found
+                    end = tar.offset
+            except (tarfile.TarError, ValueError, OverflowError) as error:
+                raise DataError(f"{path}: not a whole tar file ({error}); fetch it again") from None
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+            check_end(path, end)
+
+
+def _item(name: str, file: BinaryIO, files: dict[str, tuple[int, int]]) -> Labelled | Dropped:
+    image = next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
+    if image is None:
+        return Dropped(name, "no image")
+    if image[1] > LARGEST_IMAGE:
+        return Dropped(name, f"more than {LARGEST_IMAGE:,} bytes")
+    start, length = files.get("cls", (0, 0))
+    label = _read(file, (start, min(length, LONGEST_LABEL))).strip()
+    if not label.isdigit():
+        return Dropped(name, "no label" if not label else "label that is no number")
+    return Labelled(name, _read(file, image), int(label))
+
+
+def _read(file: BinaryIO, span: tuple[int, int]) -> bytes:
+    file.seek(span[0])
+    return file.read(span[1])
+
+
+def _paths(folder: Path, split: str) -> list[Path]:
+    for name in SPLITS[split]:
+        found = [path for path in (folder / name).glob("*.tar") if path.stem.isdecimal()]
+        if found:
+            return sorted(found, key=lambda path: int(path.stem))
+    return []
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text that are not empty; none where there is no such file."""
+    try:
+        if path.stat().st_size > LARGEST_LIST:
+            raise DataError(f"{path}: has more than {LARGEST_LIST:,} bytes, too many for a list of names")
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None

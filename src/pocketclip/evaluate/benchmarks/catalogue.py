@@ -1,0 +1,157 @@
+"""The benchmarks that are known by name, a TOML file each beside this one, and anybody's own folder as one.
+
+title      what it is
+folders    where people have it, below the recipe's evaluate.folder
+ignored    classes of the source that are none
+prompts    `{}` stands for the class; the words are ours
+[classes]  what the source calls a class = what a prompt calls it; in the order of the classes' numbers
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pocketclip.data.labelled.kinds import SPLITS, LabelledImages
+from pocketclip.errors import DataError
+
+PROMPTS = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "a {} seen from nearby", "one {}", "{}")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is to be told apart, and in which words.
+
+    keys: what the source calls each class, by its number here. classes: what prompts call it.
+    order: the class's number here by its number in the source; None where it is not known here.
+    """
+
+    name: str
+    title: str
+    prompts: tuple[str, ...]
+    keys: tuple[str, ...]
+    classes: tuple[str, ...]
+    order: tuple[int | None, ...]
+    ignored: tuple[str, ...] = ()
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        return {_folded(key): number for number, key in enumerate(self.keys)}
+
+    def number(self, label: int | str) -> int | None:
+        """A class's number here by the source's number or name; None where it is not known."""
+        if isinstance(label, str):
+            return self._numbers.get(_folded(label))
+        return self.order[label] if 0 <= label < len(self.order) else None
+
+    def prompts_by_class(self) -> list[list[str]]:
+        """Each class's prompts."""
+        return [[prompt.replace("{}", name) for prompt in self.prompts] for name in self.classes]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A benchmark's name, and where its files are."""
+
+    name: str
+    path: Path
+
+
+def known_benchmarks() -> list[str]:
+    """The names of all that are known."""
+    return sorted(
+        file.name.removesuffix(".toml") for file in files(__package__).iterdir() if file.name.endswith(".toml")
+    )
+
+
+def find(asked: str, folder: Path) -> Place:
+    """Where a benchmark lies.
+
+    asked: NAME, looked for in the usual places below `folder`; NAME=PATH; or the PATH of one's own, whose name then is
+        its own.
+    Raises DataError where nothing is there, saying where it was looked for.
+    """
+    name, given, path = asked.partition("=")
+    if given:
+        if name not in known_benchmarks():
+            raise DataError(f"{asked}: no benchmark {name!r}; {_known(name)}")
+        return Place(name, _there(Path(path)))
+    if asked not in known_benchmarks():
+        own = Path(asked)
+        if not own.exists():
+            raise DataError(f"{asked}: no such folder and no benchmark of that name; {_known(asked)}")
+        return Place(_named(own.resolve()), own)
+    usual = [folder / name for name in _read(asked)["folders"]]
+    for one in usual:
+        if one.is_dir():
+            return Place(asked, one)
+    raise DataError(
+        f"{asked}: not found in {', '.join(map(str, usual))}; put it there, set evaluate.folder, or say {asked}=PATH"
+    )
+
+
+def describe(place: Place, source: LabelledImages) -> Benchmark:
+    """The benchmark at a place, by its name's file; where there is none, by what the source itself says.
+
+    Raises DataError where the source is another data set than its name says, or says nothing of its classes.
+    """
+    if place.name in known_benchmarks():
+        found = _read(place.name)
+        keys, classes = tuple(found["classes"]), tuple(found["classes"].values())
+        order, ignored = _order(place, source.classes, keys), tuple(found["ignored"])
+        return Benchmark(place.name, found["title"], tuple(found["prompts"]), keys, classes, order, ignored)
+    keys = source.classes
+    if not keys:
+        raise DataError(f"{place.path}: does not say what its classes are called")
+    prompts = tuple(template for template in source.templates if "{}" in template) or PROMPTS
+    return Benchmark(place.name, place.name, prompts, keys, tuple(map(spoken, keys)), tuple(range(len(keys))))
+
+
+def _order(place: Place, theirs: Sequence[str], keys: Sequence[str]) -> tuple[int | None, ...]:
+    """Our number of each class that a source numbers: by its name where the names are ours, else in the same order."""
+    numbers = {_folded(key): number for number, key in enumerate(keys)}
+    by_name = tuple(numbers.get(_folded(name)) for name in theirs)
+    if theirs and 2 * sum(number is not None for number in by_name) >= min(len(theirs), len(keys)):
+        return by_name
+    if theirs and len(theirs) != len(keys):
+        raise DataError(
+            f"{place.path}: has {len(theirs)} classes ({', '.join(theirs[:3])}, ...), {place.name} has {len(keys)} "
+            f"({', '.join(keys[:3])}, ...); is it that data set?"
+        )
+    return tuple(range(len(keys)))
+
+
+def spoken(key: str) -> str:
+    """A folder's name as a caption says it."""
+    return key.replace("_", " ").replace("-", " ").strip()
+
+
+def _folded(key: str) -> str:
+    """A name without what its writers differ in: capitals, and what stands between words."""
+    return re.sub(r"[^\w]|_", "", key).casefold()
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def _named(path: Path) -> str:
+    """What one's own data set is called: its folder, and the one around it where that says no more than which part."""
+    parts = {name for names in SPLITS.values() for name in names}
+    return f"{path.parent.name}-{path.name}" if path.name in parts else path.name.removesuffix(".parquet")
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or file")
+    return path
+
+
+def _known(name: str) -> str:
+    near = get_close_matches(name, known_benchmarks(), 1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known_benchmarks())}, or a folder"

@@ -1,0 +1,175 @@
+"""Zero-shot classification on a benchmark: which class's prompts an image is nearest to."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from pocketclip.bundle import Bundle
+from pocketclip.data.labelled.kinds import Dropped, Labelled, LabelledImages
+from pocketclip.data.labelled.source import open_labelled
+from pocketclip.errors import DataError
+from pocketclip.evaluate.accuracy import by_group, chance, intervals, mean_top_1
+from pocketclip.evaluate.benchmarks.catalogue import Benchmark, Place, describe
+from pocketclip.evaluate.embed import Encoded, embed_images, progress_of
+from pocketclip.evaluate.prompts import class_embeddings
+from pocketclip.evaluate.results import Result
+from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
+from pocketclip.files import whole_file
+
+SHOWN = 5
+NAMED = 3  # dropped images that are named where many have one reason; the file has all
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """A benchmark's images that could be embedded. names, labels: of each. images: [images, width]."""
+
+    names: list[str]
+    labels: NDArray[np.int64]
+    images: Embeddings
+    dropped: list[Dropped]
+
+
+def measure_benchmark(bundle: Bundle, place: Place, console: Console | None = None) -> Result:
+    """A benchmark's figures, and no files."""
+    source = open_labelled(place.path)
+    benchmark = describe(place, source)
+    classes = class_embeddings(bundle, benchmark.prompts_by_class())
+    return _judged(benchmark, embed_labelled(bundle, benchmark, source, console), classes)[0]
+
+
+def evaluate_benchmark(bundle: Bundle, place: Place, output: Path, console: Console) -> Result:
+    """Evaluate on a benchmark, and write NAME-predictions.jsonl, NAME-confusion.csv and NAME-dropped.jsonl.
+
+    What could not be used is counted and named on the console. The embeddings of the classes are kept in
+    `output`/classes. Raises DataError where the source cannot be read or has no image of use.
+    """
+    source = open_labelled(place.path)
+    benchmark = describe(place, source)
+    classes = class_embeddings(bundle, benchmark.prompts_by_class(), output / "classes")
+    embedded = embed_labelled(bundle, benchmark, source, console)
+    result, rank = _judged(benchmark, embedded, classes)
+    best, cosines = best_captions(embedded.images, classes, SHOWN)
+    _write_predictions(output / f"{benchmark.name}-predictions.jsonl", benchmark, embedded, rank, best, cosines)
+    _write_confusion(output / f"{benchmark.name}-confusion.csv", benchmark, embedded.labels, best[:, 0])
+    _write_dropped(output / f"{benchmark.name}-dropped.jsonl", embedded.dropped)
+    for line in _said(result, embedded.dropped):
+        console.print(line, highlight=False, markup=False)
+    return result
+
+
+def embed_labelled(
+    bundle: Bundle, benchmark: Benchmark, source: LabelledImages, console: Console | None = None
+) -> EmbeddedImages:
+    """Embed a source's images, those that have a class of the benchmark; all others are named in `dropped`."""
+    dropped: list[Dropped] = []
+
+    def known() -> Iterator[tuple[Labelled, int]]:
+        for item in source.items(dropped):
+            number = benchmark.number(item.label)
+            if number is not None:
+                yield item, number
+            elif item.label in benchmark.ignored:
+                dropped.append(Dropped(item.name, f"class {item.label}, which the benchmark ignores"))
+            else:
+                dropped.append(Dropped(item.name, f"unknown class {item.label!r}"))
+
+    def image(item: tuple[Labelled, int]) -> Encoded:
+        return item[0].image
+
+    def refuse(item: tuple[Labelled, int], reason: str) -> None:
+        dropped.append(Dropped(item[0].name, reason))
+
+    kept, images = embed_images(bundle, known(), image, refuse, progress_of(console, benchmark.name, source.total))
+    if not kept:
+        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in _counted(dropped).items()) or "there is none"
+        raise DataError(f"{benchmark.name}: no image can be used: {reasons}")
+    labels = np.array([number for _, number in kept], dtype=np.int64)
+    return EmbeddedImages([item.name for item, _ in kept], labels, images, dropped)
+
+
+def _judged(benchmark: Benchmark, embedded: EmbeddedImages, classes: Embeddings) -> tuple[Result, NDArray[np.int64]]:
+    """The figures, and the rank of each image's class."""
+    rank = ranks(embedded.images, classes, embedded.labels[:, None].tolist())
+    groups = by_group(rank, [benchmark.classes[label] for label in embedded.labels])
+    one, count = np.ones(1, np.int64), len(classes)
+    result = Result(
+        benchmark=benchmark.name,
+        images=len(rank),
+        candidates=count,
+        top_1=top_k(rank, 1),
+        top_5=top_k(rank, 5),
+        top_10=top_k(rank, 10),
+        chance_top_1=chance(one, count, 1),
+        chance_top_5=chance(one, count, 5),
+        chance_top_10=chance(one, count, 10),
+        mean_group_top_1=mean_top_1(groups),
+        groups=groups,
+        recall={},
+        dropped=_counted(embedded.dropped),
+        kind="classes",
+        intervals=intervals(rank, groups),
+        missing=tuple(name for name in benchmark.classes if name not in groups),
+    )
+    return result, rank
+
+
+def _counted(dropped: Sequence[Dropped]) -> dict[str, int]:
+    return dict(Counter(one.reason for one in dropped))
+
+
+def _said(result: Result, dropped: Sequence[Dropped]) -> Iterator[str]:
+    """What a user should know of images that are not in the figures."""
+    for reason, count in result.dropped.items():
+        names = [one.name for one in dropped if one.reason == reason]
+        more = ", ..." if count > NAMED else ""
+        yield f"{result.benchmark}: dropped {count:,} x {reason} ({', '.join(names[:NAMED])}{more})"
+    if result.missing:
+        more = f" and {len(result.missing) - NAMED:,} more" if len(result.missing) > NAMED else ""
+        yield f"{result.benchmark}: no image of {', '.join(result.missing[:NAMED])}{more}"
+
+
+def _write_predictions(
+    path: Path,
+    benchmark: Benchmark,
+    embedded: EmbeddedImages,
+    rank: NDArray[np.int64],
+    best: NDArray[np.int64],
+    cosines: Embeddings,
+) -> None:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for number, name in enumerate(embedded.names):
+            shown = zip(best[number], cosines[number], strict=True)
+            line = {
+                "name": name,
+                "class": benchmark.classes[embedded.labels[number]],
+                "rank": int(rank[number]),
+                "best": [[benchmark.classes[c], round(float(s), 4)] for c, s in shown],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_confusion(path: Path, benchmark: Benchmark, labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> None:
+    """A row a class: how many of its images were taken for each class."""
+    count = len(benchmark.classes)
+    table = np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", *benchmark.classes])
+        writer.writerows([name, *row] for name, row in zip(benchmark.classes, table.tolist(), strict=True))
+
+
+def _write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
+    if not dropped:
+        path.unlink(missing_ok=True)
+        return
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for one in dropped:
+            file.write(json.dumps({"name": one.name, "reason": one.reason}, ensure_ascii=False) + "\n")

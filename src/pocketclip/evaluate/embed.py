@@ -1,0 +1,101 @@
+"""Many images -> their embeddings, decoded ahead of the model; what cannot be decoded is named, never replaced."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+
+from pocketclip.bundle import Bundle
+from pocketclip.data.images import BadImage, Pixels, to_square
+from pocketclip.data.sources import LARGEST_IMAGE, read_file
+from pocketclip.data.square import decode
+from pocketclip.evaluate.zero_shot import Embeddings
+from pocketclip.progress import WorkProgress
+from pocketclip.recipe.schema import ImageSettings
+
+THREADS = min(16, os.cpu_count() or 1)
+Encoded = bytes | Path | Pixels
+Item = TypeVar("Item")
+
+
+def square(image: Encoded, settings: ImageSettings) -> Pixels:
+    """What the model sees of an image, uint8 [size, size, 3]; raises BadImage.
+
+    image: encoded, in a file, or uint8 [height, width, 3], which is resized as `image.decoding = "exact"` does.
+    """
+    if isinstance(image, np.ndarray):
+        return to_square(Image.fromarray(image), settings.size)
+    return decode(image if isinstance(image, bytes) else read_file(image, LARGEST_IMAGE), settings)
+
+
+def embed_images(
+    bundle: Bundle,
+    items: Iterable[Item],
+    image: Callable[[Item], Encoded],
+    refuse: Callable[[Item, str], None],
+    progress: WorkProgress | None = None,
+) -> tuple[list[Item], Embeddings]:
+    """Embed the image of each item, in order.
+
+    image: what to decode; may raise BadImage. refuse: is told of an item whose image cannot be used, and why.
+    Returns the items that were embedded, and float32 [items, embedding width], rows of length one.
+    """
+    kept: list[Item] = []
+    batch: list[Pixels] = []
+    found = [np.zeros((0, bundle.recipe.model.embedding_width), np.float32)]
+    with progress or nullcontext():
+        for item, pixels in _decoded(bundle, items, image):
+            if progress:
+                progress.advance(1)
+            if isinstance(pixels, str):
+                refuse(item, pixels)
+                continue
+            kept.append(item)
+            batch.append(pixels)
+            if len(batch) == bundle.recipe.evaluate.batch_size:
+                found.append(_embed(bundle, batch))
+                batch = []
+    if batch:
+        found.append(_embed(bundle, batch))
+    return kept, np.concatenate(found)
+
+
+def _decoded(
+    bundle: Bundle, items: Iterable[Item], image: Callable[[Item], Encoded]
+) -> Iterator[tuple[Item, Pixels | str]]:
+    """Each item with its pixels, or with why there are none; two batches are decoded ahead."""
+
+    def work(item: Item) -> Pixels | str:
+        try:
+            return square(image(item), bundle.recipe.image)
+        except BadImage as error:
+            return str(error)
+
+    ahead: deque[tuple[Item, Future[Pixels | str]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for item in items:
+            ahead.append((item, pool.submit(work, item)))
+            if len(ahead) > 2 * bundle.recipe.evaluate.batch_size:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        while ahead:
+            first, future = ahead.popleft()
+            yield first, future.result()
+
+
+def _embed(bundle: Bundle, batch: list[Pixels]) -> Embeddings:
+    embeddings: Embeddings = bundle.encode_pixels(torch.from_numpy(np.stack(batch))).numpy()
+    return embeddings
+
+
+def progress_of(console: Console | None, what: str, total: int | None) -> WorkProgress | None:
+    """A line that shows how far it is; None where nobody looks."""
+    return WorkProgress(console, f"embedding {what}", "images", total) if console else None
