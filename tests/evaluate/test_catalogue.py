@@ -103,9 +103,9 @@ def test_ones_own_folder(tmp_path: Path) -> None:
 
 def test_a_clip_benchmark_folder_brings_its_prompts(tmp_path: Path) -> None:
     rows = [{"png": encoded("red"), "cls": b"1"}]
-    write_clip_benchmark(tmp_path, rows, ["cat", "dog"], ["a good photo of a {c}.", "no place for a class"])
+    write_clip_benchmark(tmp_path, rows, ["T-shirt", "dog"], ["a good photo of a {c}.", "no place for a class"])
     benchmark = describe(Place("x", tmp_path), open_labelled(tmp_path))
-    assert benchmark.prompts_by_class() == [["a good photo of a cat."], ["a good photo of a dog."]]
+    assert benchmark.prompts_by_class() == [["a good photo of a T-shirt."], ["a good photo of a dog."]]
 
 
 def test_a_source_without_names_is_refused(tmp_path: Path) -> None:

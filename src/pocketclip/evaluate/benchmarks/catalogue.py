@@ -108,8 +108,9 @@ def describe(place: Place, source: LabelledImages) -> Benchmark:
     keys = source.classes
     if not keys:
         raise DataError(f"{place.path}: does not say what its classes are called")
-    prompts = tuple(template for template in source.templates if "{}" in template) or PROMPTS
-    return Benchmark(place.name, place.name, prompts, keys, tuple(map(spoken, keys)), tuple(range(len(keys))))
+    prompts = tuple(template for template in source.templates if "{}" in template)
+    classes = keys if prompts else tuple(map(spoken, keys))  # names that come with prompts are made for them
+    return Benchmark(place.name, place.name, prompts or PROMPTS, keys, classes, tuple(range(len(keys))))
 
 
 def _order(place: Place, theirs: Sequence[str], keys: Sequence[str]) -> tuple[int | None, ...]:
