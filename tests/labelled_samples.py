@@ -102,6 +102,37 @@ def write_clip_benchmark(
     (folder / "test" / "nshards.txt").write_text(f"{len(tars)}\n")
 
 
+def write_coco(folder: Path, images: dict[str, tuple[bytes, list[str]]]) -> Path:
+    """As COCO is unpacked: annotations/captions_val2017.json and val2017. images: file -> content, captions."""
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    (folder / "val2017").mkdir(exist_ok=True)
+    about, annotations = [], []
+    for number, (name, (content, captions)) in enumerate(images.items(), 100):
+        (folder / "val2017" / name).write_bytes(content)
+        about.append({"license": 4, "file_name": name, "height": 32, "width": 32, "id": number})
+        for caption in captions:
+            annotations.append({"image_id": number, "id": len(annotations), "caption": caption})
+    path = folder / "annotations" / "captions_val2017.json"
+    path.write_text(json.dumps({"info": {}, "images": about, "licenses": [], "annotations": annotations}))
+    return path
+
+
+def write_karpathy(path: Path, images: Sequence[tuple[str, str, str, list[str]]]) -> None:
+    """As Karpathy's lists. images: folder, file, split, captions."""
+    entries = [
+        {
+            **({"filepath": folder} if folder else {}),
+            "filename": name,
+            "imgid": number,
+            "split": split,
+            "sentences": [{"tokens": text.lower().split(), "raw": text, "imgid": number} for text in captions],
+        }
+        for number, (folder, name, split, captions) in enumerate(images)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": entries, "dataset": "flickr30k"}))
+
+
 def write_parquet(
     path: Path, images: Sequence[bytes | None], labels: Sequence[int | str | None], names: Sequence[str] = ()
 ) -> None:

@@ -243,7 +243,7 @@ def test_clip_benchmarks_tars(tmp_path: Path) -> None:
     assert [one.name for one in found[:4]] == ["0.tar/s0000000", "0.tar/s0000001", "2.tar/s0000000", "2.tar/s0000001"]
     assert found[-1].name == "10.tar/s0000001"
     assert [(one.image, one.label) for one in found[:2]] == [(rows[0]["webp"], 1), (rows[1]["jpg"], 0)]
-    assert dropped == [Dropped("1.tar/s0000002", "no image"), Dropped("1.tar/s0000003", "no label")]
+    assert dropped == [Dropped("1.tar/s0000002", "no image"), Dropped("1.tar/s0000003", "no cls file")]
 
 
 def test_a_label_that_is_no_number_and_a_cut_tar(tmp_path: Path) -> None:

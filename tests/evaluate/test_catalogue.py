@@ -30,7 +30,11 @@ def known(name: str, *classes: str) -> Benchmark:
     return describe(Place(name, Path("x")), Source(*classes))
 
 
-@pytest.mark.parametrize("name", known_benchmarks())
+def test_all_benchmarks_are_known() -> None:
+    assert set(known_benchmarks()) == {*SIZES, "coco", "flickr30k"}
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_each_benchmark_has_its_classes_and_prompts(name: str) -> None:
     benchmark = known(name)
     assert len(benchmark.keys) == SIZES[name]
@@ -84,7 +88,7 @@ def test_where_benchmarks_are_found(tmp_path: Path) -> None:
     assert find(str(tmp_path / "my" / "val"), Path("x")).name == "my-val", "or it would be a split of that name"
     for asked, message in {
         "cifar1": "no such folder and no benchmark of that name; did you mean cifar10",
-        "zzz": "known are caltech101, ",
+        "zzz": "known are caltech101, cifar10, ",
         "cifar11=x": "no benchmark 'cifar11'; did you mean cifar10",
         f"cifar10={tmp_path}/x": "no such folder or file",
     }.items():

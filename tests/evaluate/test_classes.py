@@ -16,7 +16,7 @@ from pocketclip.bundle import Bundle, load
 from pocketclip.cli.main import app
 from pocketclip.errors import DataError
 from pocketclip.evaluate.benchmarks.catalogue import Place
-from pocketclip.evaluate.classes import evaluate_benchmark, measure_benchmark
+from pocketclip.evaluate.classes import evaluate_classes, measure_classes
 from pocketclip.evaluate.results import read_lines, read_results
 
 
@@ -37,7 +37,7 @@ def shapes(tmp_path: Path) -> Path:
 
 
 def test_figures_equal_scikit_learns(bundle: Bundle, shapes: Path, tmp_path: Path, console: Console) -> None:
-    result = evaluate_benchmark(bundle, Place("shapes", shapes), tmp_path / "out", console)
+    result = evaluate_classes(bundle, Place("shapes", shapes), tmp_path / "out", console)
     names = sorted(SHAPES)
     prompts = ["a photo of a {}", "a picture of a {}", "a drawing of a {}", "a {} seen from nearby", "one {}", "{}"]
     classes = []
@@ -70,7 +70,7 @@ def test_figures_equal_scikit_learns(bundle: Bundle, shapes: Path, tmp_path: Pat
     assert rows[0] == ["class", *names]
     assert np.array(rows[1:])[:, 1:].astype(int).tolist() == confusion_matrix(labels, predicted).tolist()
     assert not (tmp_path / "out" / "shapes-dropped.jsonl").exists()
-    again = measure_benchmark(bundle, Place("shapes", shapes))
+    again = measure_classes(bundle, Place("shapes", shapes))
     assert again == result
 
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_used_is_counted_and_named(bundle: Bundle, tmp_path: Path
     write_class_folders(tmp_path / "caltech", images)
     (tmp_path / "caltech" / "ant" / "f.png").symlink_to("/dev/zero")
     said = Console(file=(tmp_path / "said").open("w"), width=300)
-    result = evaluate_benchmark(bundle, Place("caltech101", tmp_path / "caltech"), tmp_path / "out", said)
+    result = evaluate_classes(bundle, Place("caltech101", tmp_path / "caltech"), tmp_path / "out", said)
     assert (result.images, result.candidates) == (1, 101)
     assert result.dropped == {
         "class BACKGROUND_Google, which the benchmark ignores": 1,
@@ -109,13 +109,13 @@ def test_what_cannot_be_used_is_counted_and_named(bundle: Bundle, tmp_path: Path
 def test_nothing_of_use_is_an_error(bundle: Bundle, tmp_path: Path, console: Console) -> None:
     write_class_folders(tmp_path / "x", {"dodo/d.png": b"", "dodo/e.png": b""})
     with pytest.raises(DataError, match="x: no image can be used: 2 x no JPEG, PNG or WebP"):
-        evaluate_benchmark(bundle, Place("x", tmp_path / "x"), tmp_path / "out", console)
+        evaluate_classes(bundle, Place("x", tmp_path / "x"), tmp_path / "out", console)
 
 
 def test_a_label_outside_the_classes_is_unknown(bundle: Bundle, tmp_path: Path, console: Console) -> None:
     rows = [{"png": draw("red", "bar", "left"), "cls": label} for label in (b"0", b"1", b"2")]
     write_clip_benchmark(tmp_path / "set", rows, ["bar", "pole"], ["{c}"])
-    result = evaluate_benchmark(bundle, Place("set", tmp_path / "set"), tmp_path / "out", console)
+    result = evaluate_classes(bundle, Place("set", tmp_path / "set"), tmp_path / "out", console)
     assert (result.images, result.dropped) == (2, {"unknown class 2": 1})
 
 

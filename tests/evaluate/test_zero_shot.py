@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
 from pocketclip.evaluate import zero_shot
-from pocketclip.evaluate.retrieval import recall
+from pocketclip.evaluate.captions import recall
 from pocketclip.evaluate.zero_shot import best_captions, ranks, top_k
 
 

@@ -19,7 +19,7 @@ from pocketclip.bundle import load
 from pocketclip.device import choose_device
 from pocketclip.errors import CheckpointError, DataError, RecipeError, Stopped, TrainingError
 from pocketclip.evaluate.benchmarks.catalogue import Place
-from pocketclip.evaluate.classes import measure_benchmark
+from pocketclip.evaluate.classes import measure_classes
 from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.splits import evaluate_splits
 from pocketclip.model.clip import CLIP
@@ -84,7 +84,7 @@ def test_benchmarks_are_evaluated_during_training(folder: Path, tmp_path: Path, 
         ("test", 15), ("shapes", 15), ("test", 30), ("shapes", 30),
     ]  # fmt: skip
     assert all(line["evaluation_seconds"] > 0 for line in found)
-    result = measure_benchmark(load(run / "bundle", "cpu"), Place("shapes", tmp_path / "shapes"))
+    result = measure_classes(load(run / "bundle", "cpu"), Place("shapes", tmp_path / "shapes"))
     best = json.loads((run / "bundle" / "bundle.json").read_text())["training"]["best"]["step"]
     (line,) = [line for line in found if line["split"] == "shapes" and line["step"] == best]
     assert (line["top_1"], line["images"], line["candidates"]) == (result.top_1, 24, 4)

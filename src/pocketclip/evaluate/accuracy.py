@@ -3,11 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketclip.evaluate.results import GroupResult
+from pocketclip.evaluate.results import CUTS, GroupResult
 from pocketclip.evaluate.zero_shot import top_k
 
 RESAMPLES = 10_000
-CUTS = (1, 5, 10)
 
 
 def by_group(rank: NDArray[np.int64], groups: list[str]) -> dict[str, GroupResult]:

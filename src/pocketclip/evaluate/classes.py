@@ -2,8 +2,7 @@
 
 import csv
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pocketclip.data.labelled.source import open_labelled
 from pocketclip.errors import DataError
 from pocketclip.evaluate.accuracy import by_group, chance, intervals, mean_top_1
 from pocketclip.evaluate.benchmarks.catalogue import Benchmark, Place, describe
+from pocketclip.evaluate.dropped import NAMED, counted, say, write_dropped
 from pocketclip.evaluate.embed import Encoded, embed_images, progress_of
 from pocketclip.evaluate.prompts import class_embeddings
 from pocketclip.evaluate.results import Result
@@ -24,7 +24,6 @@ from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_
 from pocketclip.files import whole_file
 
 SHOWN = 5
-NAMED = 3  # dropped images that are named where many have one reason; the file has all
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,15 @@ class EmbeddedImages:
     dropped: list[Dropped]
 
 
-def measure_benchmark(bundle: Bundle, place: Place, console: Console | None = None) -> Result:
+def measure_classes(bundle: Bundle, place: Place) -> Result:
     """A benchmark's figures, and no files."""
     source = open_labelled(place.path)
     benchmark = describe(place, source)
     classes = class_embeddings(bundle, benchmark.prompts_by_class())
-    return _judged(benchmark, embed_labelled(bundle, benchmark, source, console), classes)[0]
+    return _judged(benchmark, embed_labelled(bundle, benchmark, source), classes)[0]
 
 
-def evaluate_benchmark(bundle: Bundle, place: Place, output: Path, console: Console) -> Result:
+def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Console) -> Result:
     """Evaluate on a benchmark, and write NAME-predictions.jsonl, NAME-confusion.csv and NAME-dropped.jsonl.
 
     What could not be used is counted and named on the console. The embeddings of the classes are kept in
@@ -59,8 +58,11 @@ def evaluate_benchmark(bundle: Bundle, place: Place, output: Path, console: Cons
     best, cosines = best_captions(embedded.images, classes, SHOWN)
     _write_predictions(output / f"{benchmark.name}-predictions.jsonl", benchmark, embedded, rank, best, cosines)
     _write_confusion(output / f"{benchmark.name}-confusion.csv", benchmark, embedded.labels, best[:, 0])
-    _write_dropped(output / f"{benchmark.name}-dropped.jsonl", embedded.dropped)
-    for line in _said(result, embedded.dropped):
+    write_dropped(output / f"{benchmark.name}-dropped.jsonl", embedded.dropped)
+    say(benchmark.name, embedded.dropped, console)
+    if result.missing:
+        more = f" and {len(result.missing) - NAMED:,} more" if len(result.missing) > NAMED else ""
+        line = f"{benchmark.name}: no image of {', '.join(result.missing[:NAMED])}{more}"
         console.print(line, highlight=False, markup=False)
     return result
 
@@ -89,7 +91,7 @@ def embed_labelled(
 
     kept, images = embed_images(bundle, known(), image, refuse, progress_of(console, benchmark.name, source.total))
     if not kept:
-        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in _counted(dropped).items()) or "there is none"
+        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in counted(dropped).items()) or "there is none"
         raise DataError(f"{benchmark.name}: no image can be used: {reasons}")
     labels = np.array([number for _, number in kept], dtype=np.int64)
     return EmbeddedImages([item.name for item, _ in kept], labels, images, dropped)
@@ -113,27 +115,12 @@ def _judged(benchmark: Benchmark, embedded: EmbeddedImages, classes: Embeddings)
         mean_group_top_1=mean_top_1(groups),
         groups=groups,
         recall={},
-        dropped=_counted(embedded.dropped),
+        dropped=counted(embedded.dropped),
         kind="classes",
         intervals=intervals(rank, groups),
         missing=tuple(name for name in benchmark.classes if name not in groups),
     )
     return result, rank
-
-
-def _counted(dropped: Sequence[Dropped]) -> dict[str, int]:
-    return dict(Counter(one.reason for one in dropped))
-
-
-def _said(result: Result, dropped: Sequence[Dropped]) -> Iterator[str]:
-    """What a user should know of images that are not in the figures."""
-    for reason, count in result.dropped.items():
-        names = [one.name for one in dropped if one.reason == reason]
-        more = ", ..." if count > NAMED else ""
-        yield f"{result.benchmark}: dropped {count:,} x {reason} ({', '.join(names[:NAMED])}{more})"
-    if result.missing:
-        more = f" and {len(result.missing) - NAMED:,} more" if len(result.missing) > NAMED else ""
-        yield f"{result.benchmark}: no image of {', '.join(result.missing[:NAMED])}{more}"
 
 
 def _write_predictions(
@@ -164,12 +151,3 @@ def _write_confusion(path: Path, benchmark: Benchmark, labels: NDArray[np.int64]
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", *benchmark.classes])
         writer.writerows([name, *row] for name, row in zip(benchmark.classes, table.tolist(), strict=True))
-
-
-def _write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
-    if not dropped:
-        path.unlink(missing_ok=True)
-        return
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for one in dropped:
-            file.write(json.dumps({"name": one.name, "reason": one.reason}, ensure_ascii=False) + "\n")

@@ -1,15 +1,16 @@
 """All that a recipe says a bundle is to be evaluated on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from pocketclip.bundle import Bundle
-from pocketclip.evaluate.benchmarks.catalogue import find
-from pocketclip.evaluate.classes import evaluate_benchmark
+from pocketclip.evaluate.benchmarks.catalogue import Place, find
+from pocketclip.evaluate.classes import evaluate_classes, measure_classes
 from pocketclip.evaluate.results import Result, write_results
-from pocketclip.evaluate.splits import evaluate_splits
+from pocketclip.evaluate.retrieval import evaluate_captioned, measure_captioned
+from pocketclip.evaluate.splits import evaluate_splits, measure_splits
 
 
 def evaluate_all(bundle: Bundle, output: Path, console: Console, bundle_name: str) -> Iterator[Result]:
@@ -23,6 +24,15 @@ def evaluate_all(bundle: Bundle, output: Path, console: Console, bundle_name: st
         folder = Path(bundle.recipe.data.folder)
         yield from evaluate_splits(bundle, folder, settings.splits, output, console, bundle_name)
     for place in places:
-        result = evaluate_benchmark(bundle, place, output, console)
+        evaluate = evaluate_captioned if place.kind == "captions" else evaluate_classes
+        result = evaluate(bundle, place, output, console)
         write_results(output / "results.json", bundle_name, bundle.seal, [result])
         yield result
+
+
+def measure_all(bundle: Bundle, places: Sequence[Place]) -> list[Result]:
+    """The figures that `evaluate_all` gives, and no files. places: of the recipe's benchmarks."""
+    found = measure_splits(bundle, Path(bundle.recipe.data.folder), bundle.recipe.evaluate.splits)
+    for place in places:
+        found.append((measure_captioned if place.kind == "captions" else measure_classes)(bundle, place))
+    return found

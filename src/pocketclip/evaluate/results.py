@@ -18,7 +18,7 @@ from pocketclip.errors import DataError
 from pocketclip.files import whole_file
 
 FORMAT = 2
-KINDS = ("captions", "classes")
+CUTS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Result:
     mean_group_top_1: the mean over groups, so that large groups do not hide small ones.
     recall: image_to_text_recall@k and text_to_image_recall@k, within the benchmark's own images and captions.
     dropped: reason -> images that could not be evaluated.
-    kind: whether images were compared with captions, groups being the data's, or with classes, which are the groups.
+    kind: what images were compared with: "captions" of all of a data set's splits, "classes", which are the groups, or
+        "retrieval", the benchmark's own captions.
     intervals: figure -> between which values it lies with 95 % confidence, by bootstrap over the images.
     further: figures that only some benchmarks have, such as knn_top_1.
     missing: classes of the benchmark of which there was no image.
@@ -63,12 +64,26 @@ class Result:
     further: dict[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
+    @property
+    def against(self) -> str:
+        """What the candidates are."""
+        return "classes" if self.kind == "classes" else "captions"
+
     def __str__(self) -> str:
         low, high = self.intervals["top_1"]
+        found = ""
+        if self.kind == "retrieval":
+            ways = ("image_to_text", "text_to_image")
+            each = (
+                f"{way.replace('_', ' ')} recall@{k} {self.recall[f'{way}_recall@{k}']:.1f} %"
+                for way in ways
+                for k in CUTS
+            )
+            found = f"; {', '.join(each)}"
         return (
             f"{self.benchmark}: top-1 {self.top_1:.1f} % (95 % interval {low:.1f} to {high:.1f}), "
-            f"top-5 {self.top_5:.1f} % of {self.images:,} images against {self.candidates:,} {self.kind} "
-            f"(chance {self.chance_top_1:.2f} %, {self.chance_top_5:.2f} %)"
+            f"top-5 {self.top_5:.1f} % of {self.images:,} images against {self.candidates:,} {self.against} "
+            f"(chance {self.chance_top_1:.2f} %, {self.chance_top_5:.2f} %){found}"
         )
 
 

@@ -1,22 +1,80 @@
-"""Image-text retrieval: recall@k in both directions over one set of images and their captions."""
+"""Retrieval on a benchmark of images with several captions each."""
 
-from collections.abc import Sequence
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
-from pocketclip.evaluate.zero_shot import Embeddings, ranks, top_k
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
 
-CUTS = (1, 5, 10)
+from pocketclip.bundle import Bundle
+from pocketclip.data.images import BadImage
+from pocketclip.data.labelled.captioned import Captioned, open_captioned
+from pocketclip.data.labelled.kinds import Dropped
+from pocketclip.errors import DataError
+from pocketclip.evaluate.benchmarks.catalogue import Place
+from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, write_predictions
+from pocketclip.evaluate.dropped import counted, say, write_dropped
+from pocketclip.evaluate.embed import embed_images, progress_of
+from pocketclip.evaluate.results import Result
 
 
-def recall(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Recall@1/5/10, percent: an image finds one of its captions, a caption finds one of its images.
+@dataclass(frozen=True)
+class EmbeddedSet(CaptionedImages):
+    """A benchmark's images that could be embedded. names: of each. lost: all others."""
 
-    images: [images, width]; texts: [captions, width], the captions of these images alone, each once.
-    true: for each image the indices of its captions.
+    names: list[str]
+    lost: list[Dropped]
+
+
+def measure_captioned(bundle: Bundle, place: Place) -> Result:
+    """A benchmark's figures, and no files."""
+    return _judged(bundle, place, _embedded(bundle, place))[0]
+
+
+def evaluate_captioned(bundle: Bundle, place: Place, output: Path, console: Console) -> Result:
+    """Find a benchmark's captions by its images and its images by its captions.
+
+    Writes NAME-predictions.jsonl and NAME-dropped.jsonl; what could not be used is counted and named on the console. A
+    caption that two images have is one, and right for both. Raises DataError where the source cannot be read or has no
+    image of use.
     """
-    owners: list[list[int]] = [[] for _ in texts]
-    for image, captions in enumerate(true):
-        for caption in captions:
-            owners[caption].append(image)
-    to_text, to_image = ranks(images, texts, true), ranks(texts, images, owners)
-    found = {f"image_to_text_recall@{k}": top_k(to_text, k) for k in CUTS}
-    return found | {f"text_to_image_recall@{k}": top_k(to_image, k) for k in CUTS}
+    embedded = _embedded(bundle, place, console)
+    result, candidates, rank = _judged(bundle, place, embedded)
+    names = [{"name": name} for name in embedded.names]
+    write_predictions(output / f"{place.name}-predictions.jsonl", names, embedded, candidates, rank)
+    write_dropped(output / f"{place.name}-dropped.jsonl", embedded.lost)
+    say(place.name, embedded.lost, console)
+    return result
+
+
+def _embedded(bundle: Bundle, place: Place, console: Console | None = None) -> EmbeddedSet:
+    source, lost = open_captioned(place.path), list[Dropped]()
+    captions: dict[str, list[str]] = {}
+
+    def image(item: Captioned) -> bytes | Path:
+        captions[item.name] = list(dict.fromkeys(filter(None, map(str.strip, item.captions))))
+        if not captions[item.name]:
+            raise BadImage("no caption")
+        return item.image
+
+    def refuse(item: Captioned, reason: str) -> None:
+        lost.append(Dropped(item.name, reason))
+
+    progress = progress_of(console, place.name, source.total)
+    kept, images = embed_images(bundle, source.items(lost), image, refuse, progress)
+    if not kept:
+        reasons = ", ".join(f"{count:,} x {reason}" for reason, count in counted(lost).items()) or "there is none"
+        raise DataError(f"{place.path}: no image can be used: {reasons}")
+    names = [item.name for item in kept]
+    return EmbeddedSet(
+        images, [captions[name] for name in names], ["all"] * len(names), Counter(counted(lost)), names, lost
+    )
+
+
+def _judged(bundle: Bundle, place: Place, embedded: EmbeddedSet) -> tuple[Result, Candidates, NDArray[np.int64]]:
+    every = list(dict.fromkeys(caption for some in embedded.captions for caption in some))
+    candidates = Candidates(every, bundle.encode_texts(every).numpy())
+    result, rank = judge(place.name, embedded, candidates, "retrieval")
+    return result, candidates, rank

@@ -15,36 +15,17 @@ from pocketclip.bundle import Bundle
 from pocketclip.data.images import BadImage
 from pocketclip.data.shards import Split, splits_in
 from pocketclip.errors import DataError
-from pocketclip.evaluate.accuracy import by_group, chance, intervals, mean_top_1
+from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, write_predictions
 from pocketclip.evaluate.embed import embed_images, progress_of
 from pocketclip.evaluate.results import Result, write_results
-from pocketclip.evaluate.retrieval import recall
-from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
 from pocketclip.files import whole_file
 
-SHOWN = 5
-
 
 @dataclass(frozen=True)
-class Embedded:
-    """The images of a split that could be embedded.
-
-    rows: their numbers in the split. images: [rows, width]. captions: each one's own. groups: each one's group.
-    """
+class EmbeddedSplit(CaptionedImages):
+    """The images of a split that could be embedded. rows: their numbers in the split."""
 
     rows: list[int]
-    images: Embeddings
-    captions: list[list[str]]
-    groups: list[str]
-    dropped: Counter[str]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Every distinct caption of all splits in a folder. texts: [captions, width]."""
-
-    captions: list[str]
-    texts: Embeddings
 
 
 def evaluate_splits(
@@ -61,7 +42,7 @@ def evaluate_splits(
     results = []
     for name in names:
         embedded = embed_split(bundle, Split(folder, name), console)
-        result, rank = _evaluate(name, embedded, candidates)
+        result, rank = judge(name, embedded, candidates)
         results.append(result)
         _write_predictions(output / f"{name}-predictions.jsonl", embedded, candidates, rank)
         arrays[f"rows_{name}"] = np.array(embedded.rows, dtype=np.int64)
@@ -77,7 +58,7 @@ def measure_splits(bundle: Bundle, folder: Path, names: Sequence[str]) -> list[R
     if not names:
         return []
     candidates = _candidates(bundle, folder, names)
-    return [_evaluate(name, embed_split(bundle, Split(folder, name)), candidates)[0] for name in names]
+    return [judge(name, embed_split(bundle, Split(folder, name)), candidates)[0] for name in names]
 
 
 def require_splits(folder: Path, names: Sequence[str]) -> list[str]:
@@ -102,7 +83,7 @@ def _as_json(captions: list[str]) -> NDArray[np.uint8]:
     return np.frombuffer(json.dumps(captions, ensure_ascii=False).encode(), dtype=np.uint8)
 
 
-def embed_split(bundle: Bundle, split: Split, console: Console | None = None) -> Embedded:
+def embed_split(bundle: Bundle, split: Split, console: Console | None = None) -> EmbeddedSplit:
     """Embed every image of a split; rows without a caption or a readable image are counted, never replaced.
 
     console: where a terminal shows how far it is.
@@ -125,48 +106,9 @@ def embed_split(bundle: Bundle, split: Split, console: Console | None = None) ->
     if not rows:
         raise DataError(f"{split.folder}: no image of split {split.name} can be used: {dict(dropped)}")
     groups = [str(split.metadata(row).get("group", "all")) for row in rows]
-    return Embedded(rows, images, [captions[row] for row in rows], groups, dropped)
+    return EmbeddedSplit(images, [captions[row] for row in rows], groups, dropped, rows)
 
 
-def _evaluate(name: str, embedded: Embedded, candidates: Candidates) -> tuple[Result, NDArray[np.int64]]:
-    """The figures of a split, and the rank of each image's best true caption."""
-    texts = candidates.texts
-    number = {caption: index for index, caption in enumerate(candidates.captions)}
-    true = [[number[caption] for caption in captions] for captions in embedded.captions]
-    rank = ranks(embedded.images, texts, true)
-    own = sorted({index for captions in true for index in captions})
-    place = {index: position for position, index in enumerate(own)}
-    groups = by_group(rank, embedded.groups)
-    right = np.array([len(captions) for captions in true])
-    result = Result(
-        benchmark=name,
-        images=len(true),
-        candidates=len(texts),
-        top_1=top_k(rank, 1),
-        top_5=top_k(rank, 5),
-        top_10=top_k(rank, 10),
-        chance_top_1=chance(right, len(texts), 1),
-        chance_top_5=chance(right, len(texts), 5),
-        chance_top_10=chance(right, len(texts), 10),
-        mean_group_top_1=mean_top_1(groups),
-        groups=groups,
-        recall=recall(embedded.images, texts[own], [[place[c] for c in captions] for captions in true]),
-        dropped=dict(embedded.dropped),
-        intervals=intervals(rank, groups),
-    )
-    return result, rank
-
-
-def _write_predictions(path: Path, embedded: Embedded, candidates: Candidates, rank: NDArray[np.int64]) -> None:
-    best, cosines = best_captions(embedded.images, candidates.texts, SHOWN)
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row, image in enumerate(embedded.rows):
-            shown = zip(best[row], cosines[row], strict=True)
-            line = {
-                "row": image,
-                "group": embedded.groups[row],
-                "captions": embedded.captions[row],
-                "rank": int(rank[row]),
-                "best": [[candidates.captions[c], round(float(s), 4)] for c, s in shown],
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _write_predictions(path: Path, embedded: EmbeddedSplit, candidates: Candidates, rank: NDArray[np.int64]) -> None:
+    names = [{"row": row, "group": group} for row, group in zip(embedded.rows, embedded.groups, strict=True)]
+    write_predictions(path, names, embedded, candidates, rank)

@@ -120,7 +120,7 @@ def _result(run: ComparedRun, split: str, name: str) -> str:
     if result is None:
         return ""
     chance = plots.percent(getattr(result, f"chance_{name}"))
-    return f"{plots.percent(getattr(result, name))} (chance {chance}, {result.candidates:,} {result.kind})"
+    return f"{plots.percent(getattr(result, name))} (chance {chance}, {result.candidates:,} {result.against})"
 
 
 def different_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:

@@ -16,9 +16,9 @@ from torch import nn
 
 from pocketclip.bundle import Bundle
 from pocketclip.evaluate.benchmarks.catalogue import Place, find
-from pocketclip.evaluate.classes import measure_benchmark
+from pocketclip.evaluate.everything import measure_all
 from pocketclip.evaluate.results import Result
-from pocketclip.evaluate.splits import measure_splits, require_splits
+from pocketclip.evaluate.splits import require_splits
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
 from pocketclip.tokenizer import CaptionTokenizer
@@ -141,8 +141,7 @@ class Watch:
     def _measure(self, model: CLIP) -> list[Result]:
         bundle = Bundle(model, self.recipe, self.tokenizer, {}, self.learner.device)
         with evaluation_mode(model):
-            found = measure_splits(bundle, self.data, self.recipe.evaluate.splits)
-            return found + [measure_benchmark(bundle, place) for place in self.places]
+            return measure_all(bundle, self.places)
 
     def chosen(self) -> CLIP:
         """The model for the bundle: with the best weights where the recipe asks for them, else the last ones."""

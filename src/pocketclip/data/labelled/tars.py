@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from pocketclip.data.labelled.kinds import SPLITS, Dropped, Labelled
 from pocketclip.data.rows import storable
-from pocketclip.data.shards import IMAGE_EXTENSIONS, check_end, members_by_key
+from pocketclip.data.shards import IMAGE_EXTENSIONS, MAX_TEXT_BYTES, check_end, members_by_key
 from pocketclip.data.sources import LARGEST_IMAGE
 from pocketclip.errors import DataError
 
@@ -29,51 +29,56 @@ class TarImages:
     total: int | None = None
 
     def __init__(self, folder: Path, split: str) -> None:
-        kind = _lines(folder / KIND)
+        kind = lines_of(folder / KIND)
         if kind and kind[0] != "classification":
             raise DataError(f"{folder / KIND}: says {kind[0]!r}; of classes alone is known what to do with")
-        self.paths = _paths(folder, split)
-        self.classes = tuple(_lines(folder / CLASSES))
+        self.paths = split_tars(folder, split)
+        self.classes = tuple(lines_of(folder / CLASSES))
         if not self.paths or not self.classes:
             raise DataError(f"{folder}: has no {CLASSES} with {split}/0.tar, ...")
-        self.templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / TEMPLATES))
+        self.templates = tuple(line.replace("{c}", "{}") for line in lines_of(folder / TEMPLATES))
 
     @staticmethod
     def known(folder: Path) -> bool:
         """Whether a folder has this layout."""
-        return any(_paths(folder, split) for split in SPLITS)
+        return any(split_tars(folder, split) for split in SPLITS)
 
     def items(self, dropped: list[Dropped]) -> Iterator[Labelled]:
         """See LabelledImages; raises DataError where a tar is damaged or ends early."""
         for path in self.paths:
-            try:
-                with path.open("rb") as file, tarfile.open(path, "r:") as tar:
-                    for key, files in members_by_key(path, tar, path.stat().st_size):
-                        name = f"{path.name}/{storable(key)}"
-                        found = _item(name, file, files)
-                        if isinstance(found, Dropped):
-                            dropped.append(found)
-                        else:
-                            yield found
-                    end = tar.offset
-            except (tarfile.TarError, ValueError, OverflowError) as error:
-                raise DataError(f"{path}: not a whole tar file ({error}); fetch it again") from None
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-            check_end(path, end)
+            for name, image, text in rows_of_tar(path, "cls", dropped):
+                if text.strip().isdigit() and len(text) < LONGEST_LABEL:
+                    yield Labelled(name, image, int(text))
+                else:
+                    dropped.append(Dropped(name, "label that is no number"))
 
 
-def _item(name: str, file: BinaryIO, files: dict[str, tuple[int, int]]) -> Labelled | Dropped:
-    image = next((files[extension] for extension in IMAGE_EXTENSIONS if extension in files), None)
-    if image is None:
-        return Dropped(name, "no image")
-    if image[1] > LARGEST_IMAGE:
-        return Dropped(name, f"more than {LARGEST_IMAGE:,} bytes")
-    start, length = files.get("cls", (0, 0))
-    label = _read(file, (start, min(length, LONGEST_LABEL))).strip()
-    if not label.isdigit():
-        return Dropped(name, "no label" if not label else "label that is no number")
-    return Labelled(name, _read(file, image), int(label))
+def rows_of_tar(path: Path, extension: str, dropped: list[Dropped]) -> Iterator[tuple[str, bytes, bytes]]:
+    """Each row's name, its image and its file of the given extension; rows that lack one of the two are dropped.
+
+    Raises DataError where the tar is damaged or ends early.
+    """
+    try:
+        with path.open("rb") as file, tarfile.open(path, "r:") as tar:
+            for key, files in members_by_key(path, tar, path.stat().st_size):
+                name = f"{path.name}/{storable(key)}"
+                image = next((files[end] for end in IMAGE_EXTENSIONS if end in files), None)
+                if image is None:
+                    dropped.append(Dropped(name, "no image"))
+                elif image[1] > LARGEST_IMAGE:
+                    dropped.append(Dropped(name, f"more than {LARGEST_IMAGE:,} bytes"))
+                elif extension not in files:
+                    dropped.append(Dropped(name, f"no {extension} file"))
+                elif files[extension][1] > MAX_TEXT_BYTES:
+                    dropped.append(Dropped(name, f"{extension} file of more than {MAX_TEXT_BYTES:,} bytes"))
+                else:
+                    yield name, _read(file, image), _read(file, files[extension])
+            end = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a whole tar file ({error}); fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    check_end(path, end)
 
 
 def _read(file: BinaryIO, span: tuple[int, int]) -> bytes:
@@ -81,7 +86,8 @@ def _read(file: BinaryIO, span: tuple[int, int]) -> bytes:
     return file.read(span[1])
 
 
-def _paths(folder: Path, split: str) -> list[Path]:
+def split_tars(folder: Path, split: str) -> list[Path]:
+    """A split's tars, in the order of their numbers."""
     for name in SPLITS[split]:
         found = [path for path in (folder / name).glob("*.tar") if path.stem.isdecimal()]
         if found:
@@ -89,7 +95,7 @@ def _paths(folder: Path, split: str) -> list[Path]:
     return []
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
     """The lines of a text that are not empty; none where there is no such file."""
     try:
         if path.stat().st_size > LARGEST_LIST:

@@ -1,6 +1,7 @@
 """The benchmarks that are known by name, a TOML file each beside this one, and anybody's own folder as one.
 
 title      what it is
+kind       "classes" to tell apart, or "captions" to retrieve by; those of the second kind have nothing below `folders`
 folders    where people have it, below the recipe's evaluate.folder
 ignored    classes of the source that are none
 prompts    `{}` stands for the class; the words are ours
@@ -17,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pocketclip.data.labelled.captioned import is_captioned
 from pocketclip.data.labelled.kinds import SPLITS, LabelledImages
 from pocketclip.errors import DataError
 
@@ -56,10 +58,11 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Place:
-    """A benchmark's name, and where its files are."""
+    """A benchmark's name, where its files are, and whether it has classes or captions."""
 
     name: str
     path: Path
+    kind: str = "classes"
 
 
 def known_benchmarks() -> list[str]:
@@ -80,16 +83,16 @@ def find(asked: str, folder: Path) -> Place:
     if given:
         if name not in known_benchmarks():
             raise DataError(f"{asked}: no benchmark {name!r}; {_known(name)}")
-        return Place(name, _there(Path(path)))
+        return Place(name, _there(Path(path)), _read(name)["kind"])
     if asked not in known_benchmarks():
         own = Path(asked)
         if not own.exists():
             raise DataError(f"{asked}: no such folder and no benchmark of that name; {_known(asked)}")
-        return Place(_named(own.resolve()), own)
+        return Place(_named(own.resolve()), own, "captions" if is_captioned(own) else "classes")
     usual = [folder / name for name in _read(asked)["folders"]]
     for one in usual:
         if one.is_dir():
-            return Place(asked, one)
+            return Place(asked, one, _read(asked)["kind"])
     raise DataError(
         f"{asked}: not found in {', '.join(map(str, usual))}; put it there, set evaluate.folder, or say {asked}=PATH"
     )
@@ -144,7 +147,7 @@ def _read(name: str) -> dict[str, Any]:
 def _named(path: Path) -> str:
     """What one's own data set is called: its folder, and the one around it where that says no more than which part."""
     parts = {name for names in SPLITS.values() for name in names}
-    return f"{path.parent.name}-{path.name}" if path.name in parts else path.name.removesuffix(".parquet")
+    return f"{path.parent.name}-{path.name}" if path.name in parts else path.stem if path.is_file() else path.name
 
 
 def _there(path: Path) -> Path:

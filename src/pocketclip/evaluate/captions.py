@@ -1,0 +1,108 @@
+"""Images against captions: which of them a model puts first for each image, and which image for each caption."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketclip.evaluate.accuracy import by_group, chance, intervals, mean_top_1
+from pocketclip.evaluate.results import CUTS, Result
+from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
+from pocketclip.files import whole_file
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images that could be embedded.
+
+    images: [images, width]. captions: each one's own, distinct. groups: each one's group. dropped: why others are not
+    there.
+    """
+
+    images: Embeddings
+    captions: list[list[str]]
+    groups: list[str]
+    dropped: Counter[str]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The distinct captions that images are compared with. texts: [captions, width]."""
+
+    captions: list[str]
+    texts: Embeddings
+
+
+def recall(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Recall@1/5/10, percent: an image finds one of its captions, a caption finds one of its images.
+
+    images: [images, width]; texts: [captions, width], the captions of these images alone, each once.
+    true: for each image the indices of its captions.
+    """
+    owners: list[list[int]] = [[] for _ in texts]
+    for image, captions in enumerate(true):
+        for caption in captions:
+            owners[caption].append(image)
+    to_text, to_image = ranks(images, texts, true), ranks(texts, images, owners)
+    found = {f"image_to_text_recall@{k}": top_k(to_text, k) for k in CUTS}
+    return found | {f"text_to_image_recall@{k}": top_k(to_image, k) for k in CUTS}
+
+
+def judge(
+    name: str, embedded: CaptionedImages, candidates: Candidates, kind: str = "captions"
+) -> tuple[Result, NDArray[np.int64]]:
+    """The figures, and the rank of each image's best true caption."""
+    texts = candidates.texts
+    number = {caption: index for index, caption in enumerate(candidates.captions)}
+    true = [[number[caption] for caption in captions] for captions in embedded.captions]
+    rank = ranks(embedded.images, texts, true)
+    own = sorted({index for captions in true for index in captions})
+    place = {index: position for position, index in enumerate(own)}
+    groups = by_group(rank, embedded.groups)
+    right = np.array([len(captions) for captions in true])
+    result = Result(
+        benchmark=name,
+        images=len(true),
+        candidates=len(texts),
+        top_1=top_k(rank, 1),
+        top_5=top_k(rank, 5),
+        top_10=top_k(rank, 10),
+        chance_top_1=chance(right, len(texts), 1),
+        chance_top_5=chance(right, len(texts), 5),
+        chance_top_10=chance(right, len(texts), 10),
+        mean_group_top_1=mean_top_1(groups),
+        groups=groups,
+        recall=recall(embedded.images, texts[own], [[place[c] for c in captions] for captions in true]),
+        dropped=dict(embedded.dropped),
+        kind=kind,
+        intervals=intervals(rank, groups),
+    )
+    return result, rank
+
+
+def write_predictions(
+    path: Path,
+    names: Sequence[Mapping[str, Any]],
+    embedded: CaptionedImages,
+    candidates: Candidates,
+    rank: NDArray[np.int64],
+) -> None:
+    """A line an image: what it is called, its captions, its rank, its best captions with cosines."""
+    best, cosines = best_captions(embedded.images, candidates.texts, SHOWN)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for number, name in enumerate(names):
+            shown = zip(best[number], cosines[number], strict=True)
+            line = {
+                **name,
+                "captions": embedded.captions[number],
+                "rank": int(rank[number]),
+                "best": [[candidates.captions[c], round(float(s), 4)] for c, s in shown],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
