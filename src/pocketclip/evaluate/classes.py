@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pocketclip.evaluate.accuracy import by_group, chance, intervals, mean_top_1
 from pocketclip.evaluate.benchmarks.catalogue import Benchmark, Place, describe
 from pocketclip.evaluate.dropped import NAMED, counted, say, write_dropped
 from pocketclip.evaluate.embed import Encoded, embed_images, progress_of
+from pocketclip.evaluate.probe import linear_probe, nearest_neighbours
 from pocketclip.evaluate.prompts import class_embeddings
 from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
@@ -55,6 +56,8 @@ def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Consol
     classes = class_embeddings(bundle, benchmark.prompts_by_class(), output / "classes")
     embedded = embed_labelled(bundle, benchmark, source, console)
     result, rank = _judged(benchmark, embedded, classes)
+    if bundle.recipe.evaluate.probe:
+        result = replace(result, further=_probed(bundle, benchmark, place, embedded, console))
     best, cosines = best_captions(embedded.images, classes, SHOWN)
     _write_predictions(output / f"{benchmark.name}-predictions.jsonl", benchmark, embedded, rank, best, cosines)
     _write_confusion(output / f"{benchmark.name}-confusion.csv", benchmark, embedded.labels, best[:, 0])
@@ -65,6 +68,27 @@ def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Consol
         line = f"{benchmark.name}: no image of {', '.join(result.missing[:NAMED])}{more}"
         console.print(line, highlight=False, markup=False)
     return result
+
+
+def _probed(
+    bundle: Bundle, benchmark: Benchmark, place: Place, embedded: EmbeddedImages, console: Console
+) -> dict[str, float]:
+    """Accuracies of what learns from the training images, percent; none where there are no such images."""
+    try:
+        source = open_labelled(place.path, "train")
+    except DataError as error:
+        console.print(f"{benchmark.name}: no probe: {error}", highlight=False, markup=False)
+        return {}
+    known = embed_labelled(bundle, benchmark, source, console)
+    say(f"{benchmark.name}, training images", known.dropped, console)
+    given = known.images, known.labels, embedded.images, len(benchmark.classes)
+    linear, inverse = linear_probe(*given)
+    return {
+        "probe_images": len(known.labels),
+        "probe_inverse_penalty": inverse,
+        "linear_top_1": 100 * float(np.mean(linear == embedded.labels)),
+        "neighbours_top_1": 100 * float(np.mean(nearest_neighbours(*given) == embedded.labels)),
+    }
 
 
 def embed_labelled(

@@ -42,7 +42,7 @@ class Result:
     kind: what images were compared with: "captions" of all of a data set's splits, "classes", which are the groups, or
         "retrieval", the benchmark's own captions.
     intervals: figure -> between which values it lies with 95 % confidence, by bootstrap over the images.
-    further: figures that only some benchmarks have, such as knn_top_1.
+    further: figures that only some benchmarks have: linear_top_1 and neighbours_top_1 of `evaluate.probe`.
     missing: classes of the benchmark of which there was no image.
     """
 
@@ -80,6 +80,11 @@ class Result:
                 for k in CUTS
             )
             found = f"; {', '.join(each)}"
+        if "linear_top_1" in self.further:
+            found = (
+                f"; of {self.further['probe_images']:,.0f} training images: linear probe "
+                f"{self.further['linear_top_1']:.1f} %, nearest neighbours {self.further['neighbours_top_1']:.1f} %"
+            )
         return (
             f"{self.benchmark}: top-1 {self.top_1:.1f} % (95 % interval {low:.1f} to {high:.1f}), "
             f"top-5 {self.top_5:.1f} % of {self.images:,} images against {self.candidates:,} {self.against} "

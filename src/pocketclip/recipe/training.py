@@ -129,3 +129,8 @@ class EvaluateSettings(Settings):
         description="benchmarks to evaluate on: NAME of a known one, NAME=PATH, or the PATH of a folder of one's own",
     )
     folder: str = Field("data/benchmarks", description="where known benchmarks are looked for")
+    probe: bool = Field(
+        False,
+        description="benchmarks of classes after training: also judge the image tower alone, by a linear classifier "
+        "and by nearest neighbours that learn from the benchmark's training images",
+    )
