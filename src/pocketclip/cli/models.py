@@ -67,6 +67,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Benchmarks instead: NAME, NAME=PATH, or a PATH of your own; several with commas."),
     ] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also on damaged images, and with words written on them.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Where the results go; else `evaluation` beside the bundle.")
     ] = None,
@@ -79,10 +82,11 @@ def evaluate(
 
     loaded = load(bundle)
     settings = override(loaded.recipe, overrides or (), ("data.folder", "evaluate."))
+    changes: dict[str, object] = {"robustness": True} if robustness else {}
     if on:
         names = tuple(name for some in on for name in some.split(",") if name)
-        about = settings.evaluate.model_copy(update={"splits": (), "benchmarks": names})
-        settings = settings.model_copy(update={"evaluate": about})
+        changes |= {"splits": (), "benchmarks": names}
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update=changes)})
     if not settings.evaluate.splits and not settings.evaluate.benchmarks:
         raise RecipeError(
             f"{bundle}: its recipe names nothing to evaluate on; add, for example, 'evaluate.splits=[\"test\"]', or "

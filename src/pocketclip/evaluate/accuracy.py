@@ -43,15 +43,18 @@ def intervals(rank: NDArray[np.int64], groups: dict[str, GroupResult]) -> dict[s
     1993, "An introduction to the bootstrap", chapters 6 and 13.
     """
     random = np.random.default_rng(0)
-    found = {}
-    for k in CUTS:
-        share = top_k(rank, k) / 100
-        found[f"top_{k}"] = _middle(random.binomial(len(rank), share, RESAMPLES) / len(rank))
+    found = {f"top_{k}": interval(rank, k) for k in CUTS}
     redrawn = np.zeros(RESAMPLES)
     for group in groups.values():
         redrawn += random.binomial(group.images, group.top_1 / 100, RESAMPLES) / group.images
     found["mean_group_top_1"] = _middle(redrawn / len(groups))
     return found
+
+
+def interval(rank: NDArray[np.int64], k: int) -> tuple[float, float]:
+    """The 95 % interval of a top-k alone, percent."""
+    redrawn = np.random.default_rng(k).binomial(len(rank), top_k(rank, k) / 100, RESAMPLES)
+    return _middle(redrawn / len(rank))
 
 
 def _middle(shares: NDArray[np.float64]) -> tuple[float, float]:

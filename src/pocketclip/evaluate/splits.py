@@ -18,6 +18,7 @@ from pocketclip.errors import DataError
 from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, write_predictions
 from pocketclip.evaluate.embed import embed_images, progress_of
 from pocketclip.evaluate.results import Result, write_results
+from pocketclip.evaluate.robustness import Task, evaluate_robustness, evenly, squares_of
 from pocketclip.files import whole_file
 
 
@@ -45,12 +46,27 @@ def evaluate_splits(
         result, rank = judge(name, embedded, candidates)
         results.append(result)
         _write_predictions(output / f"{name}-predictions.jsonl", embedded, candidates, rank)
+        if bundle.recipe.evaluate.robustness:
+            _try_robustness(bundle, Split(folder, name), embedded, candidates, output, console)
         arrays[f"rows_{name}"] = np.array(embedded.rows, dtype=np.int64)
         arrays[f"images_{name}"] = embedded.images.astype(np.float16)
     with whole_file(output / "embeddings.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     write_results(output / "results.json", bundle_name, bundle.seal, results)
     return results
+
+
+def _try_robustness(
+    bundle: Bundle, split: Split, embedded: EmbeddedSplit, candidates: Candidates, output: Path, console: Console
+) -> None:
+    """The same captions told from some of the same images, damaged."""
+    chosen = evenly([str(row) for row in embedded.rows], bundle.recipe.evaluate.robustness_images)
+    squares = squares_of(bundle, ((name, split.image(int(name))) for name in chosen), chosen)
+    number = {caption: index for index, caption in enumerate(candidates.captions)}
+    captions = dict(zip(map(str, embedded.rows), embedded.captions, strict=True))
+    true = [[number[caption] for caption in captions[name]] for name in chosen]
+    task = Task(split.name, chosen, list(squares.values()), true, candidates.captions, candidates.texts)
+    evaluate_robustness(bundle, task, output, console)
 
 
 def measure_splits(bundle: Bundle, folder: Path, names: Sequence[str]) -> list[Result]:

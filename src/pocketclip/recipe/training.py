@@ -129,6 +129,10 @@ class EvaluateSettings(Settings):
         description="benchmarks to evaluate on: NAME of a known one, NAME=PATH, or the PATH of a folder of one's own",
     )
     folder: str = Field("data/benchmarks", description="where known benchmarks are looked for")
+    robustness: bool = Field(
+        False, description="after training: also evaluate on damaged images and on images with words written upon them"
+    )
+    robustness_images: Positive = Field(1000, description="at most so many images of each for `robustness`")
     probe: bool = Field(
         False,
         description="benchmarks of classes after training: also judge the image tower alone, by a linear classifier "
