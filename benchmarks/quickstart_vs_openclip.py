@@ -43,6 +43,8 @@ from pocketclip.data.images import normalise, open_image
 from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device, describe_environment
 from pocketclip.errors import PocketCLIPError
+from pocketclip.evaluate.benchmarks.catalogue import find
+from pocketclip.evaluate.classes import evaluate_classes
 from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.splits import evaluate_splits
 from pocketclip.recipe.schema import ImageSettings, Recipe
@@ -130,7 +132,7 @@ class PeerBundle:
     """What our evaluation asks of a trained model, answered by OpenCLIP's."""
 
     def __init__(self, learner: OpenCLIPLearner, recipe: Recipe) -> None:
-        self.learner, self.recipe = learner, recipe
+        self.learner, self.recipe, self.device, self.seal = learner, recipe, learner.device, ""
         self.model = learner.model.eval()
         self.tokenizer = import_open_clip().SimpleTokenizer()
         self.preprocessing = ImageSettings(size=recipe.image.size)  # mean and std: OpenAI's, its defaults too
@@ -177,7 +179,9 @@ def run_theirs(recipe: Recipe, device: Device, seconds: float, folder: Path, con
 
 def _evaluate(bundle: Bundle, recipe: Recipe, folder: Path, console: Console) -> list[Result]:
     splits = [split for split in recipe.evaluate.splits if split != recipe.data.split]
-    return evaluate_splits(bundle, Path(recipe.data.folder), splits, folder, console, folder.name)
+    found = evaluate_splits(bundle, Path(recipe.data.folder), splits, folder, console, folder.name) if splits else []
+    places = [find(one, Path(recipe.evaluate.folder)) for one in recipe.evaluate.benchmarks]
+    return found + [evaluate_classes(bundle, place, folder, console) for place in places]
 
 
 def show(found: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
@@ -212,7 +216,8 @@ def compare(settings: argparse.Namespace, folder: Path) -> tuple[dict[str, Any],
     console = Console()
     data = [f"data.folder={json.dumps(settings.data)}"] if settings.data else []
     recipe = load_recipe(settings.recipe, data)
-    peer = load_recipe(settings.recipe, [*data, f"train.batch_size={PEER_BATCH_SIZE}", *settings.peer])
+    changes = [f"train.batch_size={PEER_BATCH_SIZE}", "evaluate.explained=0", *settings.peer]
+    peer = load_recipe(settings.recipe, [*data, *changes])
     device = choose_device(recipe.train.device, recipe.train.precision)
     ours = run_ours(recipe, device, settings.seconds, folder, console)
     theirs = run_theirs(peer, device, max(settings.seconds, ours.seconds), folder, console)

@@ -1,8 +1,11 @@
 """Every format of images with several captions each, from small samples that are true to it."""
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from labelled_samples import encoded, write_clip_benchmark, write_coco, write_karpathy
 from pocketclip.data.labelled.captioned import Captioned, is_captioned, open_captioned
@@ -55,6 +58,29 @@ def test_karpathys_lists(tmp_path: Path) -> None:
     write_karpathy(tmp_path / "dataset_flickr30k.json", [("", "b.jpg", "train", ["Five."])])
     with pytest.raises(DataError, match='has no image whose split is "test"'):
         open_captioned(tmp_path)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["test", "a.jpg", "../a.jpg", "", "red"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["images", "filename", "filepath", "split", "sentences", "raw", "id"]), inner),
+    max_leaves=12,
+)
+
+
+@given(ANYTHING, st.booleans())
+def test_no_list_does_more_than_fail(
+    tmp_path_factory: pytest.TempPathFactory, content: object, of_images: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("lists")
+    (folder / "a.jpg").write_bytes(encoded("red", "JPEG"))
+    path = folder / "dataset_x.json"
+    path.write_text(json.dumps({"images": [content, {"filename": "a.jpg", "split": "test"}]} if of_images else content))
+    try:
+        found, _ = read(path)
+        assert all(one.image == (folder / "a.jpg").resolve() for one in found)
+    except DataError as error:
+        assert str(path) in str(error)
 
 
 def test_clip_benchmarks_retrieval(tmp_path: Path) -> None:

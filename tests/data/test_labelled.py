@@ -157,6 +157,20 @@ def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
         open_labelled(tmp_path)
 
 
+@given(st.binary(max_size=40), st.integers(0, 20), st.booleans())
+def test_no_idx_file_does_more_than_fail(
+    tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int, compressed: bool
+) -> None:
+    content = bytearray(idx(np.zeros((2, 3, 3), np.uint8)))
+    content[at : at + len(noise)] = noise
+    path = tmp_path_factory.mktemp("idx") / ("x.gz" if compressed else "x")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    try:
+        assert read_idx(path, 3).ndim == 3
+    except DataError as error:
+        assert str(path) in str(error)
+
+
 def test_class_folders(tmp_path: Path) -> None:
     images = {
         "n01440764/ILSVRC2012_val_00000293.JPEG": encoded("red", "JPEG"),

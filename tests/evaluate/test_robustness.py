@@ -99,7 +99,7 @@ def test_a_word_can_be_read_off() -> None:
 
 
 def test_lots_are_fair_and_repeatable() -> None:
-    task = Task("x", ["a"] * 300, [], [[0, 2]] * 300, ["a", "b", "c", "d"], np.eye(4, dtype=np.float32))
+    task = Task("x", ["a"] * 300, [[0, 2]] * 300, ["a", "b", "c", "d"], [], np.eye(4, dtype=np.float32))
     wrong = wrong_candidates(task)
     assert wrong == wrong_candidates(task)
     assert set(wrong) == {1, 3}
@@ -116,7 +116,7 @@ class Reader:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.recipe = bundle.recipe
+        self.recipe, self.seal = bundle.recipe, bundle.seal
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         label = (pixels == 255).all(dim=3).flatten(1).float().mean(dim=1) > 0.002
@@ -127,8 +127,9 @@ class Reader:
 def test_a_model_that_believes_labels_is_found_out(trained: Path, tmp_path: Path, console: Console) -> None:
     names = ["red", "green", "blue"]
     squares = [picture(name, 128) // 2 + 40 for name in names] * 4
-    task = Task("colours", [f"{n}" for n in range(12)], squares, [[n] for n in [0, 1, 2] * 4], [*names, "label"],
-                np.eye(4, dtype=np.float32))  # fmt: skip
+    numbers = [[n] for n in [0, 1, 2] * 4]
+    texts = np.eye(4, dtype=np.float32)
+    task = Task("colours", [f"{n}" for n in range(12)], numbers, [*names, "label"], squares, texts)
     lines = evaluate_robustness(Reader(load(trained / "bundle")), task, tmp_path, console)
     table = {(line.kind, line.strength, line.detail): line for line in lines}
     assert len(table) == len(lines) == 1 + 30 + 16

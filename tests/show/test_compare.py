@@ -193,3 +193,22 @@ def test_nine_runs_are_told_apart_and_an_accuracy_of_zero_is_drawn():
         assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
         evaluations = [{"run": "b", **line, "top_1": 0.0} for line in EVALUATIONS]
     assert plots.png(partial(curves.accuracies, evaluations, "split", ["train", "unseen"]))
+
+
+def test_results_of_anybody_stand_beside_runs(runs, tmp_path):
+    theirs = tmp_path / "theirs.json"
+    shutil.copy(runs[0] / "evaluation" / "results.json", theirs)
+    page = write_comparison([runs[0], theirs], tmp_path / "compare.html")
+    facts = {name: values for name, *values in table(page.with_suffix("") / "runs.csv")}
+    assert facts[""] == ["tiny", "theirs"]
+    assert facts["Top-1 on unseen"] == ["50.0 % (chance 14.3 %, 7 captions)"] * 2
+    assert facts["Pairs seen"] == ["200", ""]
+    alone = write_comparison([theirs, theirs], tmp_path / "alone.html")
+    assert "Figures" in alone.read_text()
+
+
+def test_crossings_are_said(runs, tmp_path):
+    lines = [line | {"top_1": 70.0 - line["top_1"]} for line in EVALUATIONS]
+    write_lines(runs[1] / "evaluations.jsonl", lines)
+    html = write_comparison(runs, tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert "On train, tiny overtakes half after 28 seconds, at 35.0 %." in html

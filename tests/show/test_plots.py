@@ -132,7 +132,7 @@ def test_smoothing_is_a_centred_mean_that_keeps_the_ends():
 
 def test_cosines_print_every_value_frame_the_diagonal_and_embolden_each_columns_best():
     matrix = np.array([[0.9, 0.1], [-0.25, 0.05]])
-    figure = plots.cosines([square(0), square(255)], ["a dog", "a cat"], matrix)
+    figure = plots.cosines([square(0), square(255)], ["a dog", "a cat"], matrix, [(0, 0), (1, 1)])
     axes = figure.axes[0]
     assert texts(axes) == ["0.90", "0.10", "−0.25", "0.05"]
     assert [text.get_text() for text in axes.texts if text.get_weight() == "bold"] == ["0.90", "0.10"]
@@ -145,7 +145,17 @@ def test_cosines_print_every_value_frame_the_diagonal_and_embolden_each_columns_
 def test_ten_long_captions_and_negative_cosines_do_not_collide():
     captions = [f"{n} " + "couple with heart woman medium-dark skin tone " * 3 for n in range(10)]
     matrix = -np.linspace(0, 1, 100).reshape(10, 10)
-    assert not overlaps(plots.cosines([square(0)] * 10, captions, matrix))
+    assert not overlaps(plots.cosines([square(0)] * 10, captions, matrix, [(n, n) for n in range(10)]))
+
+
+@pytest.mark.parametrize(("images", "captions"), [(1, 2), (2, 2), (3, 20), (20, 3), (20, 20)])
+def test_matrices_of_any_shape_are_readable(images, captions):
+    matrix = -np.linspace(0, 0.99, images * captions).reshape(captions, images)
+    names = [f"{n} a caption that is long enough for two lines" for n in range(captions)]
+    figure = plots.cosines([square(0)] * images, names, matrix)
+    assert not overlaps(figure)
+    assert len(figure.axes[0].texts) == images * captions
+    assert figure.get_figwidth() <= 12
 
 
 def shown():

@@ -6,11 +6,11 @@ from typing import NoReturn
 
 from rich.markup import escape
 
-from pocketclip.cli import data, models  # their verbs, in this order
+from pocketclip.cli import data, models, pictures  # their verbs, in this order
 from pocketclip.cli.app import FIRST_RANK, app, console, errors
 from pocketclip.errors import PocketCLIPError, Stopped
 
-__all__ = ["app", "data", "main", "models"]
+__all__ = ["app", "data", "main", "models", "pictures"]
 
 
 def main() -> None:

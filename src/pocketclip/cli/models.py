@@ -70,6 +70,10 @@ def evaluate(
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also on damaged images, and with words written on them.")
     ] = False,
+    bias: Annotated[
+        str,
+        typer.Option(help="Groups and attributes instead: `emoji`, or a TOML file of your own.", show_default=False),
+    ] = "",
     output: Annotated[
         Path | None, typer.Option(help="Where the results go; else `evaluation` beside the bundle.")
     ] = None,
@@ -84,16 +88,23 @@ def evaluate(
     settings = override(loaded.recipe, overrides or (), ("data.folder", "evaluate."))
     changes: dict[str, object] = {"robustness": True} if robustness else {}
     if on:
-        names = tuple(name for some in on for name in some.split(",") if name)
+        split = (some.split(",") if not Path(some).exists() else [some] for some in on)
+        names = tuple(name for some in split for name in some if name)
         changes |= {"splits": (), "benchmarks": names}
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update=changes)})
+    folder = output or bundle.resolve().parent / "evaluation"
+    if bias:
+        from pocketclip.evaluate.bias import evaluate_bias
+
+        loaded.recipe = settings
+        console.print(str(evaluate_bias(loaded, bias, folder, console)), highlight=False, markup=False)
+        return
     if not settings.evaluate.splits and not settings.evaluate.benchmarks:
         raise RecipeError(
             f"{bundle}: its recipe names nothing to evaluate on; add, for example, 'evaluate.splits=[\"test\"]', or "
             "--on cifar10"
         )
     loaded.recipe = settings
-    folder = output or bundle.resolve().parent / "evaluation"
     for result in evaluate_all(loaded, folder, console, str(bundle)):
         console.print(str(result), highlight=False, markup=False)
     if settings.train.start_from and settings.evaluate.splits:
@@ -143,6 +154,21 @@ def report(
 
         page = write_comparison(run, output or run[0].resolve().parent / "compare.html")
     console.print(f"{page}: open it in a browser", highlight=False)
+
+
+@app.command()
+def export_results(
+    source: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs, or results.json files.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the tables go; else `evaluation` of the first run.", show_default=False)
+    ] = None,
+) -> None:
+    """Write results as CSV and as a Markdown table, and a model card into each run's bundle."""
+    from pocketclip.show.export import export_results as run
+
+    beside = source[0] / "evaluation" if source[0].is_dir() else source[0].parent
+    for path in run(source, output or beside):
+        console.print(str(path), highlight=False, markup=False)
 
 
 @app.command()

@@ -98,6 +98,12 @@ def base_of(sequence: tuple[int, ...]) -> tuple[str, bool]:
     return _points([SAME_BASE.get(point, point) for point in core]), core != stripped
 
 
+def neutral(sequence: tuple[int, ...]) -> tuple[int, ...]:
+    """The sequence of the same picture of a person of no gender and no skin tone: a role's own emoji."""
+    plain = tuple(point for point in sequence if point not in SKIN_TONES)
+    return (ADULTS[-1], *plain[1:]) if plain and plain[0] in ADULTS else plain
+
+
 def group_of(sequence: tuple[int, ...], base: str, toned_bases: set[str], gendered_bases: set[str]) -> str:
     """A coarse class of pictures, for accuracy by group."""
     if sequence[0] in REGIONAL_INDICATORS or sequence[0] in (0x1F3F3, 0x1F3F4):

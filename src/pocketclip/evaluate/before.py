@@ -51,7 +51,8 @@ def evaluate_start(bundle: Bundle, folder: Path, console: Console) -> None:
         return
     (folder / SUBJECT).unlink(missing_ok=True)
     loaded = load(start)
-    loaded.recipe = loaded.recipe.model_copy(update={"evaluate": settings.evaluate})
+    plain = settings.evaluate.model_copy(update={"explained": 0, "robustness": False})  # only figures are compared
+    loaded.recipe = loaded.recipe.model_copy(update={"evaluate": plain})
     evaluate_splits(loaded, data, splits, folder, console, str(start))
     (folder / "embeddings.npz").unlink()  # nobody reads these
     with whole_file(folder / SUBJECT) as temporary:

@@ -59,9 +59,7 @@ def judge(
     name: str, embedded: CaptionedImages, candidates: Candidates, kind: str = "captions"
 ) -> tuple[Result, NDArray[np.int64]]:
     """The figures, and the rank of each image's best true caption."""
-    texts = candidates.texts
-    number = {caption: index for index, caption in enumerate(candidates.captions)}
-    true = [[number[caption] for caption in captions] for captions in embedded.captions]
+    texts, true = candidates.texts, true_of(embedded, candidates)
     rank = ranks(embedded.images, texts, true)
     own = sorted({index for captions in true for index in captions})
     place = {index: position for position, index in enumerate(own)}
@@ -85,6 +83,12 @@ def judge(
         intervals=intervals(rank, groups),
     )
     return result, rank
+
+
+def true_of(embedded: CaptionedImages, candidates: Candidates) -> list[list[int]]:
+    """For each image the numbers of its captions among the candidates."""
+    number = {caption: index for index, caption in enumerate(candidates.captions)}
+    return [[number[caption] for caption in captions] for captions in embedded.captions]
 
 
 def write_predictions(

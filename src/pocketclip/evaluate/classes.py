@@ -21,7 +21,7 @@ from pocketclip.evaluate.embed import Encoded, embed_images, progress_of
 from pocketclip.evaluate.probe import linear_probe, nearest_neighbours
 from pocketclip.evaluate.prompts import class_embeddings
 from pocketclip.evaluate.results import Result
-from pocketclip.evaluate.robustness import Task, evaluate_robustness, evenly, squares_of
+from pocketclip.evaluate.robustness import Names, evaluate_robustness, some_of
 from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
 from pocketclip.files import whole_file
 
@@ -60,7 +60,9 @@ def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Consol
     if bundle.recipe.evaluate.probe:
         result = replace(result, further=_probed(bundle, benchmark, place, embedded, console))
     if bundle.recipe.evaluate.robustness:
-        _try_robustness(bundle, benchmark, source, embedded, classes, output, console)
+        names = Names(benchmark.name, embedded.names, embedded.labels[:, None].tolist(), list(benchmark.classes))
+        images = ((item.name, item.image) for item in source.items([]))
+        evaluate_robustness(bundle, some_of(bundle, names, classes, images), output, console)
     best, cosines = best_captions(embedded.images, classes, SHOWN)
     _write_predictions(output / f"{benchmark.name}-predictions.jsonl", benchmark, embedded, rank, best, cosines)
     _write_confusion(output / f"{benchmark.name}-confusion.csv", benchmark, embedded.labels, best[:, 0])
@@ -71,24 +73,6 @@ def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Consol
         line = f"{benchmark.name}: no image of {', '.join(result.missing[:NAMED])}{more}"
         console.print(line, highlight=False, markup=False)
     return result
-
-
-def _try_robustness(
-    bundle: Bundle,
-    benchmark: Benchmark,
-    source: LabelledImages,
-    embedded: EmbeddedImages,
-    classes: Embeddings,
-    output: Path,
-    console: Console,
-) -> None:
-    """The same classes told from some of the same images, damaged."""
-    chosen = evenly(embedded.names, bundle.recipe.evaluate.robustness_images)
-    squares = squares_of(bundle, ((item.name, item.image) for item in source.items([])), chosen)
-    label = dict(zip(embedded.names, embedded.labels.tolist(), strict=True))
-    true = [[label[name]] for name in chosen]
-    task = Task(benchmark.name, chosen, list(squares.values()), true, list(benchmark.classes), classes)
-    evaluate_robustness(bundle, task, output, console)
 
 
 def _probed(
@@ -134,7 +118,7 @@ def embed_labelled(
     def refuse(item: tuple[Labelled, int], reason: str) -> None:
         dropped.append(Dropped(item[0].name, reason))
 
-    kept, images = embed_images(bundle, known(), image, refuse, progress_of(console, benchmark.name, source.total))
+    kept, images = embed_images(bundle, known(), image, refuse, progress_of(console, benchmark.title, source.total))
     if not kept:
         reasons = ", ".join(f"{count:,} x {reason}" for reason, count in counted(dropped).items()) or "there is none"
         raise DataError(f"{benchmark.name}: no image can be used: {reasons}")

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from pocketclip.bundle import Bundle
 from pocketclip.data.images import BadImage, Pixels, to_square
 from pocketclip.data.sources import LARGEST_IMAGE, read_file
 from pocketclip.data.square import decode
+from pocketclip.errors import DataError
 from pocketclip.evaluate.zero_shot import Embeddings
 from pocketclip.progress import WorkProgress
 from pocketclip.recipe.schema import ImageSettings
@@ -34,6 +36,14 @@ def square(image: Encoded, settings: ImageSettings) -> Pixels:
     if isinstance(image, np.ndarray):
         return to_square(Image.fromarray(image), settings.size)
     return decode(image if isinstance(image, bytes) else read_file(image, LARGEST_IMAGE), settings)
+
+
+def square_of_file(path: Path, settings: ImageSettings) -> Pixels:
+    """The same of one image that is asked for; raises DataError naming it."""
+    try:
+        return square(path, settings)
+    except BadImage as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def embed_images(
@@ -71,7 +81,11 @@ def embed_images(
 def _decoded(
     bundle: Bundle, items: Iterable[Item], image: Callable[[Item], Encoded]
 ) -> Iterator[tuple[Item, Pixels | str]]:
-    """Each item with its pixels, or with why there are none; two batches are decoded ahead."""
+    """Each item with its pixels, or with why there are none.
+
+    A GPU finds two batches decoded ahead of it. On a CPU decoding and the model take turns, as both use all cores and
+    would wait for each other.
+    """
 
     def work(item: Item) -> Pixels | str:
         try:
@@ -79,16 +93,18 @@ def _decoded(
         except BadImage as error:
             return str(error)
 
-    ahead: deque[tuple[Item, Future[Pixels | str]]] = deque()
+    size = bundle.recipe.evaluate.batch_size
+    batches_ahead = 0 if bundle.device.device.type == "cpu" else 2
+    waiting: deque[list[tuple[Item, Future[Pixels | str]]]] = deque()
+    source = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
-        for item in items:
-            ahead.append((item, pool.submit(work, item)))
-            if len(ahead) > 2 * bundle.recipe.evaluate.batch_size:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        while ahead:
-            first, future = ahead.popleft()
-            yield first, future.result()
+        while True:
+            while len(waiting) <= batches_ahead and (some := list(islice(source, size))):
+                waiting.append([(item, pool.submit(work, item)) for item in some])
+            if not waiting:
+                return
+            for item, future in waiting.popleft():
+                yield item, future.result()
 
 
 def _embed(bundle: Bundle, batch: list[Pixels]) -> Embeddings:

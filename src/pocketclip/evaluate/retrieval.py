@@ -14,10 +14,11 @@ from pocketclip.data.labelled.captioned import Captioned, open_captioned
 from pocketclip.data.labelled.kinds import Dropped
 from pocketclip.errors import DataError
 from pocketclip.evaluate.benchmarks.catalogue import Place
-from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, write_predictions
+from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, true_of, write_predictions
 from pocketclip.evaluate.dropped import counted, say, write_dropped
 from pocketclip.evaluate.embed import embed_images, progress_of
 from pocketclip.evaluate.results import Result
+from pocketclip.evaluate.robustness import Names, evaluate_robustness, some_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ def evaluate_captioned(bundle: Bundle, place: Place, output: Path, console: Cons
     result, candidates, rank = _judged(bundle, place, embedded)
     names = [{"name": name} for name in embedded.names]
     write_predictions(output / f"{place.name}-predictions.jsonl", names, embedded, candidates, rank)
+    if bundle.recipe.evaluate.robustness:
+        about = Names(place.name, embedded.names, true_of(embedded, candidates), candidates.captions)
+        images = ((item.name, item.image) for item in open_captioned(place.path).items([]))
+        evaluate_robustness(bundle, some_of(bundle, about, candidates.texts, images), output, console)
     write_dropped(output / f"{place.name}-dropped.jsonl", embedded.lost)
     say(place.name, embedded.lost, console)
     return result

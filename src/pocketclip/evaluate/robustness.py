@@ -4,9 +4,7 @@ Beside each word of a wrong class the same letters are drawn in another order: w
 only the rest is reading.
 """
 
-import base64
 import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 
 from pocketclip.bundle import Bundle
@@ -24,6 +21,7 @@ from pocketclip.data.images import Pixels
 from pocketclip.evaluate.accuracy import interval
 from pocketclip.evaluate.corruptions import AMOUNTS, STRENGTHS, WRITINGS, Writing, corrupt, write
 from pocketclip.evaluate.embed import Encoded, square
+from pocketclip.evaluate.explain import encoded_png
 from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
 from pocketclip.files import whole_file
 from pocketclip.progress import WorkProgress
@@ -33,18 +31,23 @@ AS_IT_IS, WORD, SCRAMBLED = "as it is", "word of a wrong class", "its letters sc
 
 
 @dataclass(frozen=True)
-class Task:
-    """Images as the model sees them, and what they are told apart by.
+class Names:
+    """Images, and what they are told apart by.
 
-    names: of each image. squares: uint8 [side, side, 3] each. true: for each image the numbers of its right candidates.
-    candidates: classes or captions. texts: [candidates, width].
+    names: of each image. true: for each image the numbers of its right candidates. candidates: classes or captions.
     """
 
     name: str
     names: list[str]
-    squares: list[Pixels]
     true: list[list[int]]
     candidates: list[str]
+
+
+@dataclass(frozen=True)
+class Task(Names):
+    """The same with the images as the model sees them, uint8 [side, side, 3], and with texts: [candidates, width]."""
+
+    squares: list[Pixels]
     texts: Embeddings
 
 
@@ -89,7 +92,7 @@ def evaluate_robustness(bundle: Bundle, task: Task, output: Path, console: Conso
             for kind, texts in ((WORD, words), (SCRAMBLED, scrambled)):
                 change = _writing(texts, writing)
                 lines.append(_judged(bundle, task, kind, 0, str(writing), change, progress, wrong)[1])
-    _write(output, task, lines, _examples(bundle, task, first, words))
+    _write(output, bundle.seal, task, lines, _examples(bundle, task, first, words))
     return lines
 
 
@@ -173,21 +176,15 @@ def _examples(bundle: Bundle, task: Task, rank: NDArray[np.int64], words: Sequen
             embedding = _embedded(bundle, [pixels], lambda one, _: one)
             best, cosines = best_captions(embedding, task.texts, SHOWN)
             about[when] = {
-                "image": base64.b64encode(_png(pixels)).decode(),
+                "image": encoded_png(pixels),
                 "best": [[task.candidates[c], round(float(s), 4)] for c, s in zip(best[0], cosines[0], strict=True)],
             }
         shown.append(about)
     return shown
 
 
-def _png(pixels: Pixels) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
-def _write(output: Path, task: Task, lines: Sequence[Line], examples: list[dict[str, Any]]) -> None:
-    about = {"images": len(task.squares), "candidates": len(task.candidates), "examples": examples}
+def _write(output: Path, seal: str, task: Task, lines: Sequence[Line], examples: list[dict[str, Any]]) -> None:
+    about = {"seal": seal, "images": len(task.squares), "candidates": len(task.candidates), "examples": examples}
     with whole_file(output / f"{task.name}-robustness.json") as temporary:
         temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with (
@@ -197,6 +194,17 @@ def _write(output: Path, task: Task, lines: Sequence[Line], examples: list[dict[
         writer = csv.DictWriter(file, list(asdict(lines[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(line) for line in lines)
+
+
+def some_of(bundle: Bundle, names: Names, texts: Embeddings, images: Iterable[tuple[str, Encoded]]) -> Task:
+    """At most `evaluate.robustness_images` of the images, evenly spaced.
+
+    images: those of the source with their names, of which `names` has the ones that can be used.
+    """
+    chosen = evenly(names.names, bundle.recipe.evaluate.robustness_images)
+    true = dict(zip(names.names, names.true, strict=True))
+    squares = squares_of(bundle, images, chosen)
+    return Task(names.name, chosen, [true[one] for one in chosen], names.candidates, list(squares.values()), texts)
 
 
 def evenly(names: Sequence[str], most: int) -> list[str]:

@@ -15,10 +15,12 @@ from pocketclip.bundle import Bundle
 from pocketclip.data.images import BadImage
 from pocketclip.data.shards import Split, splits_in
 from pocketclip.errors import DataError
-from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, write_predictions
+from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, true_of, write_predictions
 from pocketclip.evaluate.embed import embed_images, progress_of
+from pocketclip.evaluate.explain import write_explained
 from pocketclip.evaluate.results import Result, write_results
-from pocketclip.evaluate.robustness import Task, evaluate_robustness, evenly, squares_of
+from pocketclip.evaluate.robustness import Names, evaluate_robustness, evenly, some_of, squares_of
+from pocketclip.evaluate.zero_shot import best_captions
 from pocketclip.files import whole_file
 
 
@@ -46,6 +48,8 @@ def evaluate_splits(
         result, rank = judge(name, embedded, candidates)
         results.append(result)
         _write_predictions(output / f"{name}-predictions.jsonl", embedded, candidates, rank)
+        if bundle.recipe.evaluate.explained:
+            _explain(bundle, Split(folder, name), embedded, candidates, output)
         if bundle.recipe.evaluate.robustness:
             _try_robustness(bundle, Split(folder, name), embedded, candidates, output, console)
         arrays[f"rows_{name}"] = np.array(embedded.rows, dtype=np.int64)
@@ -56,17 +60,29 @@ def evaluate_splits(
     return results
 
 
+def _explain(bundle: Bundle, split: Split, embedded: EmbeddedSplit, candidates: Candidates, output: Path) -> None:
+    """What the similarity of some images comes from, with their own caption and with the nearest wrong one."""
+    chosen = evenly([str(row) for row in embedded.rows], bundle.recipe.evaluate.explained)
+    squares = squares_of(bundle, ((name, split.image(int(name))) for name in chosen), chosen)
+    numbers = [embedded.rows.index(int(name)) for name in chosen]
+    place = {caption: number for number, caption in enumerate(candidates.captions)}
+    captions = []
+    for number in numbers:
+        own = embedded.captions[number]
+        order = best_captions(embedded.images[number : number + 1], candidates.texts, len(own) + 1)[0][0]
+        wrong = [candidates.captions[one] for one in order if candidates.captions[one] not in own]
+        captions.append([own[0], *wrong[:1]])
+    texts = [candidates.texts[[place[one] for one in some]] for some in captions]
+    write_explained(bundle, list(squares.values()), captions, texts, output / f"{split.name}-explained.json")
+
+
 def _try_robustness(
     bundle: Bundle, split: Split, embedded: EmbeddedSplit, candidates: Candidates, output: Path, console: Console
 ) -> None:
     """The same captions told from some of the same images, damaged."""
-    chosen = evenly([str(row) for row in embedded.rows], bundle.recipe.evaluate.robustness_images)
-    squares = squares_of(bundle, ((name, split.image(int(name))) for name in chosen), chosen)
-    number = {caption: index for index, caption in enumerate(candidates.captions)}
-    captions = dict(zip(map(str, embedded.rows), embedded.captions, strict=True))
-    true = [[number[caption] for caption in captions[name]] for name in chosen]
-    task = Task(split.name, chosen, list(squares.values()), true, candidates.captions, candidates.texts)
-    evaluate_robustness(bundle, task, output, console)
+    names = Names(split.name, list(map(str, embedded.rows)), true_of(embedded, candidates), candidates.captions)
+    images = ((str(row), split.image(row)) for row in embedded.rows)
+    evaluate_robustness(bundle, some_of(bundle, names, candidates.texts, images), output, console)
 
 
 def measure_splits(bundle: Bundle, folder: Path, names: Sequence[str]) -> list[Result]:

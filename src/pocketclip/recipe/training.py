@@ -129,6 +129,9 @@ class EvaluateSettings(Settings):
         description="benchmarks to evaluate on: NAME of a known one, NAME=PATH, or the PATH of a folder of one's own",
     )
     folder: str = Field("data/benchmarks", description="where known benchmarks are looked for")
+    explained: Natural = Field(
+        0, description="images of each split of which is kept, for the report, what their similarity comes from"
+    )
     robustness: bool = Field(
         False, description="after training: also evaluate on damaged images and on images with words written upon them"
     )

@@ -15,9 +15,10 @@ from pocketclip.files import whole_file, whole_folder
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import differences, load_resolved
 from pocketclip.show import curves, plots
-from pocketclip.show.page import Picture, document, duration, figure
-from pocketclip.show.report import Drawing, evaluation_line
-from pocketclip.show.run import count_parameters, json_object, read_evaluations, read_metrics
+from pocketclip.show.crossing import crossings
+from pocketclip.show.page import Drawing, Picture, document, duration, figure
+from pocketclip.show.report import evaluation_line
+from pocketclip.show.run import count_parameters, json_object, read_evaluations, read_metrics, short_names
 
 OWN = "runs.csv"  # by which a folder of a comparison is known
 LOGGED = ("step", "pairs", "seconds", "loss")
@@ -25,39 +26,38 @@ LOGGED = ("step", "pairs", "seconds", "loss")
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """What is known of a run, finished or not.
+    """What is known of a run, finished or not, or of results alone, whose recipe nobody knows.
 
     metrics: LOGGED of each line of its log. evaluations: as `evaluation_line` gives them. results: of its bundle, by
     split; empty where it was not evaluated.
     """
 
     name: str
-    recipe: Recipe
+    recipe: Recipe | None
     metrics: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     results: dict[str, Result]
     parameters: int | None
     device: str
 
-    @property
-    def last(self) -> dict[str, Any]:
-        """The last line of its log."""
-        return self.metrics[-1]
+    def last(self, show: Callable[[dict[str, Any]], str]) -> str:
+        """What is to be shown of the last line of its log; nothing where it has none."""
+        return show(self.metrics[-1]) if self.metrics else ""
 
 
-def write_comparison(folders: Sequence[Path], page: Path) -> Path:
+def write_comparison(sources: Sequence[Path], page: Path) -> Path:
     """Compare runs on one page, and write the figures and their numbers into the folder beside it that has its name.
 
-    folders: of runs that have logged something; they need not be finished or evaluated. Earlier comparisons among them,
-    as `runs/*` gives, are passed over. page: an .html file.
+    sources: folders of runs that have logged something, finished and evaluated or not; results.json files of anybody's.
+    Earlier comparisons among them, as `runs/*` gives, are passed over. page: an .html file.
     Raises DataError naming the file that is missing or damaged.
     """
-    folders = [folder for folder in folders if folder.suffix != ".html" and not (folder / OWN).exists()]
-    if not folders:
+    sources = [source for source in sources if source.suffix != ".html" and not (source / OWN).exists()]
+    if not sources:
         raise DataError("no run's folder was named; `pocketclip runs` lists them")
     if page.suffix != ".html":
         raise DataError(f"{page}: the page's name has to end in .html; its figures go into a folder of that name")
-    runs = [_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    runs = [_read(source, name) for source, name in zip(sources, short_names(sources), strict=True)]
     facts, pictures = dict(_facts(runs)), list(_pictures(runs))
     beside = page.with_suffix("")
     if beside.exists() and not (beside / OWN).exists():
@@ -72,13 +72,9 @@ def write_comparison(folders: Sequence[Path], page: Path) -> Path:
     return page
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names; whole paths where two have the same."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
 def _read(folder: Path, name: str) -> ComparedRun:
+    if folder.is_file():
+        return ComparedRun(name, None, [], [], {one.benchmark: one for one in read_results(folder)}, None, "")
     recipe = load_resolved(folder / "recipe.toml")
     results, environment = folder / "evaluation" / "results.json", folder / "environment.json"
     try:
@@ -103,16 +99,20 @@ def _facts(runs: Sequence[ComparedRun]) -> Iterator[tuple[str, list[str]]]:
     def row(name: str, of: Callable[[ComparedRun], str]) -> tuple[str, list[str]]:
         return name, [of(run) for run in runs]
 
-    yield row("Pairs seen", lambda run: f"{run.last['pairs']:,}")
-    yield row("Steps", lambda run: f"{run.last['step']:,}")
-    yield row("Training time", lambda run: duration(run.last["seconds"]))
-    yield row("Speed", lambda run: f"{run.last['pairs'] / max(1e-9, run.last['seconds']):,.0f} pairs/s")
-    yield row("Loss at the end", lambda run: f"{run.last['loss']:.3f}")
+    yield row("Pairs seen", lambda run: run.last(lambda line: f"{line['pairs']:,}"))
+    yield row("Steps", lambda run: run.last(lambda line: f"{line['step']:,}"))
+    yield row("Training time", lambda run: run.last(lambda line: duration(line["seconds"])))
+    yield row("Speed", lambda run: run.last(_speed))
+    yield row("Loss at the end", lambda run: run.last(lambda line: f"{line['loss']:.3f}"))
     for split in dict.fromkeys(split for run in runs for split in run.results):
         yield row(f"Top-1 on {split}", partial(_result, split=split, name="top_1"))
         yield row(f"Top-5 on {split}", partial(_result, split=split, name="top_5"))
     yield row("Parameters", lambda run: "" if run.parameters is None else f"{run.parameters:,}")
     yield row("Device", lambda run: run.device)
+
+
+def _speed(line: dict[str, Any]) -> str:
+    return f"{line['pairs'] / max(1e-9, line['seconds']):,.0f} pairs/s"
 
 
 def _result(run: ComparedRun, split: str, name: str) -> str:
@@ -125,8 +125,9 @@ def _result(run: ComparedRun, split: str, name: str) -> str:
 
 def different_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     """Each key in which any two of the recipes differ, with the value of each run."""
-    keys = dict.fromkeys(key for run in runs for key in differences(runs[0].recipe, run.recipe) if key != "name")
-    return {key: [_setting(run.recipe, key) for run in runs] for key in sorted(keys)}
+    recipes = [run.recipe for run in runs if run.recipe]
+    keys = dict.fromkeys(key for recipe in recipes for key in differences(recipes[0], recipe) if key != "name")
+    return {key: [_setting(run.recipe, key) if run.recipe else "" for run in runs] for key in sorted(keys)}
 
 
 def _setting(recipe: Recipe, key: str) -> str:
@@ -143,23 +144,25 @@ def _pictures(runs: Sequence[ComparedRun]) -> Iterator[Picture]:
         for line, value in zip(run.metrics, smooth, strict=True):
             table.append({"run": run.name, **line, "smoothed_loss": value})
     kinds = ("batch_size", "loss", "label_smoothing", "distillation")
-    like = {tuple(getattr(run.recipe.train, kind) for kind in kinds) for run in runs}
+    like = {tuple(getattr(run.recipe.train, kind) for kind in kinds) for run in runs if run.recipe}
     unlike = (
         " These runs differ in batch size or kind of loss: their losses are not to be compared, their accuracies are."
     )
-    yield Drawing(table, partial(curves.losses, table)).picture(
-        "loss",
-        "Loss",
-        "The loss of each run over the pairs that it has seen and over its training time; pale what was logged, strong "
-        "its smoothed course." + (unlike if len(like) > 1 else ""),
-    )
+    if table:
+        yield Drawing(table, partial(curves.losses, table)).picture(
+            "loss",
+            "Loss",
+            "The loss of each run over the pairs that it has seen and over its training time; pale what was logged, "
+            "strong its smoothed course." + (unlike if len(like) > 1 else ""),
+        )
     accuracy = [line for run in runs for line in run.evaluations]
     names = [run.name for run in runs]
     if accuracy:
         yield Drawing(accuracy, partial(curves.accuracies, accuracy, "run", names)).picture(
             "accuracy-in-training",
             "Zero-shot accuracy during training",
-            "How often a right caption was the first choice, at each evaluation (dots) of the runs that have some.",
+            "How often a right caption was the first choice, at each evaluation (dots) of the runs that have some."
+            + "".join(f" {one}." for one in crossings(accuracy)),
         )
 
 

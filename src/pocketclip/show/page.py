@@ -1,13 +1,18 @@
 """The report's page: HTML with its style and pictures inside, so that one file can be mailed, printed and kept."""
 
 import base64
+import csv
+import io
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from pocketclip.evaluate.results import Result
+from pocketclip.show import plots
 from pocketclip.show.plots import percent
 from pocketclip.show.run import FinishedRun
 from pocketclip.show.tuning import changes_section
@@ -61,6 +66,22 @@ class Picture:
     png: bytes
     data_name: str
     data: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure still to be named and explained."""
+
+    table: plots.Table
+    draw: Callable[[], Figure]
+
+    def picture(self, name: str, title: str, reading: str) -> Picture:
+        """Draw, and keep the table as CSV."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(self.table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.table)
+        return Picture(name, title, reading, plots.png(self.draw), f"{name}.csv", text.getvalue())
 
 
 def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:

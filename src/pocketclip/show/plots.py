@@ -28,6 +28,7 @@ BLUE, SKY, ORANGE, VERMILION, BLACK, PALE = "#0072B2", "#56B4E9", "#E69F00", "#D
 WIDTH = 7.0  # inches; 672 CSS pixels
 DOTS_PER_INCH = 192  # two dots a CSS pixel
 SMALL = 9.0  # points
+SMALLEST_CELL, LARGEST_CELL, LARGEST_ROW = 0.44, 1.2, 0.47  # inches; a value needs the first, two lines the last
 RIGHT = "\N{CHECK MARK}"
 
 
@@ -118,7 +119,7 @@ def groups(table: Table) -> Figure:
     axes = figure.subplots()
     _bars(axes, names, {"top-1": [line["top_1"] for line in table], "top-5": [line["top_5"] for line in table]})
     _percent_axis([axes], 1.15 * max(line["top_5"] for line in table))
-    axes.set_xlabel("images with a right caption among the first k (%), by group (images in it)")
+    axes.set_xlabel("right among the first k (%), by group or class (images in it)")
     _legend(figure, axes)
     return figure
 
@@ -142,28 +143,39 @@ def recall(table: Table) -> Figure:
     return figure
 
 
-def cosines(thumbnails: Sequence[Pixels], captions: Sequence[str], matrix: NDArray[np.floating[Any]]) -> Figure:
-    """The cosine of every image with every caption; the right ones lie on the diagonal and are framed.
+def cosines(
+    thumbnails: Sequence[Pixels],
+    captions: Sequence[str],
+    matrix: NDArray[np.floating[Any]],
+    framed: Sequence[tuple[int, int]] = (),
+) -> Figure:
+    """The cosine of every image with every caption, the highest of each image in bold.
 
-    matrix: [captions, images]; caption i belongs to image i.
+    matrix: [captions, images]. framed: captions and images that belong together.
     """
-    count, cell, left, foot, head = len(captions), 0.47, 2.2, 0.3, 0.55
-    wide, height = count * cell, count * cell + foot + head
-    figure = Figure((WIDTH, height))
-    axes = figure.add_axes((left / WIDTH, foot / height, wide / WIDTH, wide / height))
-    pictures = figure.add_axes((left / WIDTH, (foot + wide) / height, wide / WIDTH, cell / height), sharex=axes)
+    rows, columns = matrix.shape
+    left, foot, head = 2.2, 0.3, 0.08
+    cell = min(LARGEST_CELL, max(SMALLEST_CELL, (WIDTH - left - 0.1) / columns))
+    tall = min(cell, LARGEST_ROW)
+    width, height = left + columns * cell + 0.1, head + cell + rows * tall + foot
+    figure = Figure((max(WIDTH, width), height))
+    width = figure.get_figwidth()
+    axes = figure.add_axes((left / width, foot / height, columns * cell / width, rows * tall / height))
+    place = (left / width, (foot + rows * tall) / height, columns * cell / width, cell / height)
+    pictures = figure.add_axes(place, sharex=axes)
     scale = Normalize(float(matrix.min()), float(matrix.max()))
     axes.imshow(matrix, cmap="cividis", norm=scale, aspect="auto")
     for (caption, image), value in np.ndenumerate(matrix):
         weight = "bold" if value == matrix[:, image].max() else "normal"
         ink = BLACK if scale(value) > 0.5 else "white"
-        axes.text(image, caption, _signed(value), size=SMALL, ha="center", va="center", color=ink, weight=weight)
-    for number, pixels in enumerate(thumbnails):
-        frame = Rectangle((number - 0.46, number - 0.46), 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=2.5)
+        axes.text(image, caption, signed(value), size=SMALL, ha="center", va="center", color=ink, weight=weight)
+    for caption, image in framed:
+        frame = Rectangle((image - 0.46, caption - 0.46), 0.92, 0.92, fill=False, edgecolor=VERMILION, linewidth=2.5)
         axes.add_patch(frame)
+    for number, pixels in enumerate(thumbnails):
         pictures.imshow(pixels, extent=(number - 0.46, number + 0.46, 0.04, 0.96), aspect="auto")
-    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
-    axes.set_yticks(range(count), [fitted(caption, 30, 2) for caption in captions])
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    axes.set_yticks(range(rows), [fitted(caption, 30, 2) for caption in captions])
     axes.tick_params(length=0, labelbottom=False)
     axes.set_xlabel("cosine of image (column) and caption (row)")
     pictures.set_ylim(0, 1)
@@ -206,7 +218,7 @@ def _ranked_bars(axes: Axes, bars: Sequence[dict[str, Any]], limits: tuple[float
     for number, bar in enumerate(bars):
         axes.barh(number, bar["cosine"], height=0.84, color=SKY if bar["right"] else PALE)
         axes.text(0.01, number, fitted(bar["caption"], 67), transform=side, va="center", size=SMALL, clip_on=True)
-        axes.text(1.01, number, _signed(bar["cosine"], 3), transform=side, va="center", size=SMALL)
+        axes.text(1.01, number, signed(bar["cosine"], 3), transform=side, va="center", size=SMALL)
     axes.set_yticks(range(len(bars)), [f"{RIGHT if bar['right'] else ''} {bar['place']:,}" for bar in bars])
     axes.set(xlim=limits, ylim=(len(bars) - 0.5, -0.5))
     axes.axvline(0, color=PALE, linewidth=0.8, zorder=0)
@@ -263,5 +275,7 @@ def percent(value: float) -> str:
     return f"{value:.1f} %" if value >= 1 or value == 0 else f"{value:.2f} %"
 
 
-def _signed(value: float, decimals: int = 2) -> str:
-    return f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+def signed(value: float, decimals: int = 2) -> str:
+    """A number with a minus sign that is as wide as a plus; none before a zero."""
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

@@ -1,21 +1,18 @@
 """A run's folder in; its figures, the numbers behind them and one page that needs nothing else out."""
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pocketclip.files import whole_file, whole_folder
 from pocketclip.show import curves, plots
+from pocketclip.show.evaluation import evaluation_pictures
 from pocketclip.show.examples import best_and_worst, ranking, spread_images
-from pocketclip.show.page import Picture, page
+from pocketclip.show.page import Drawing, Picture, page
 from pocketclip.show.run import EvaluatedSplit, FinishedRun
 from pocketclip.show.tuning import changes_table, draw_changes
 
@@ -59,22 +56,7 @@ def _pictures(run: FinishedRun) -> Iterator[Picture]:
         yield _cosines(split, run.recipe.image.size)
     for split in splits:
         yield from _rankings(split, run.recipe.image.size)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure still to be named and explained."""
-
-    table: plots.Table
-    draw: Callable[[], Figure]
-
-    def picture(self, name: str, title: str, reading: str) -> Picture:
-        """Draw, and keep the table as CSV."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(self.table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.table)
-        return Picture(name, title, reading, plots.png(self.draw), f"{name}.csv", text.getvalue())
+    yield from evaluation_pictures(run)
 
 
 def _training(run: FinishedRun) -> Picture:
@@ -187,7 +169,9 @@ def _cosines(split: EvaluatedSplit, size: int) -> Picture:
         for image in range(len(numbers))
     ]
     thumbnails = [split.thumbnail(number, size) for number in numbers]
-    return Drawing(table, partial(plots.cosines, thumbnails, captions, np.asarray(matrix))).picture(
+    return Drawing(
+        table, partial(plots.cosines, thumbnails, captions, np.asarray(matrix), [(n, n) for n in range(len(numbers))])
+    ).picture(
         f"cosines-{split.name}",
         f"Images and captions: {split.name}",
         "Evenly spaced images of the split with their first captions; a good model has its highest value in each "

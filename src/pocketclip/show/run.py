@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -87,7 +88,9 @@ class FinishedRun:
         self.environment = json_object(folder / "environment.json", training)
         self.metrics, self.evaluations = read_metrics(folder), read_evaluations(folder)
         unfinished = "`pocketclip train` writes it when the run is complete; the same command goes on with it"
-        self.training: dict[str, Any] = json_object(folder / "bundle" / "bundle.json", unfinished)["training"]
+        bundle = json_object(folder / "bundle" / "bundle.json", unfinished)
+        self.training: dict[str, Any] = bundle["training"]
+        self.seal = str(bundle.get("seal", ""))
         self.results = read_results(_existing(folder / "evaluation" / "results.json", self._evaluating))
         self.data = Path(self.recipe.data.folder)
         self.manifest = read_manifest(self.data) if (self.data / "manifest.json").exists() else {}
@@ -138,6 +141,19 @@ class FinishedRun:
                 f"{result.images}; they are of different evaluations: evaluate the run again"
             )
         return EvaluatedSplit(result, predictions, images, captions, Split(self.data, result.benchmark))
+
+
+def short_names(sources: Sequence[Path]) -> list[str]:
+    """What runs, or results.json files, are called side by side: their folders' names; whole paths where two agree."""
+
+    def short(path: Path) -> str:
+        path = path.resolve()
+        if path.name != "results.json":
+            return path.name.removesuffix(".json")
+        return path.parents[1 if path.parent.name == "evaluation" else 0].name
+
+    names = [short(one) for one in sources]
+    return names if len(set(names)) == len(names) else [str(one) for one in sources]
 
 
 def count_parameters(path: Path) -> int | None:

@@ -92,6 +92,21 @@ class ListedImages:
                 yield Labelled(name, self.folder / f"{name}.jpg", label or re.sub(r"_\d+$", "", stem))
 
 
+def images_below(folder: Path, in_classes: bool, dropped: list[Dropped]) -> Iterator[tuple[str, Path]]:
+    """All images of a folder, each with its class's folder, or "" where those are not asked for."""
+    if in_classes:
+        for item in ClassFolders(folder, "test").items(dropped):
+            if isinstance(item.image, Path):
+                yield str(item.label), item.image
+        return
+    for path, _, names in sorted(os.walk(folder, onerror=_unreadable)):
+        for name in sorted(name for name in names if not name.startswith(".")):
+            if _is_image(name):
+                yield "", Path(path) / name
+            else:
+                dropped.append(Dropped(name, "file of another kind"))
+
+
 def _list(folder: Path, split: str) -> Path | None:
     return next((folder / name for name in LISTS[split] if (folder / name).is_file()), None)
 

@@ -1,0 +1,98 @@
+"""Images and captions of anybody's, each with each: a figure, with its numbers beside it."""
+
+import csv
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketclip.data.images import BadImage, Pixels, open_image, to_square
+from pocketclip.data.sources import LARGEST_IMAGE, read_file
+from pocketclip.errors import DataError
+from pocketclip.files import whole_file
+from pocketclip.show.explanation import explanations
+from pocketclip.show.plots import cosines, png
+
+THUMBNAIL = 160  # pixels
+MOST = 20  # images or captions, of which a figure can still be read
+LONGEST = 1 << 20  # bytes of a file of captions
+
+
+def write_matrix(
+    images: Sequence[Path], captions: Sequence[str], matrix: NDArray[np.floating[Any]], output: Path
+) -> None:
+    """Write a figure of thumbnails over their cosines with captions, and the same numbers as `output` with .csv.
+
+    matrix: [captions, images]. Raises DataError where an image cannot be shown.
+    """
+    thumbnails = [thumbnail(path) for path in images]
+    _write_png(output, png(partial(cosines, thumbnails, captions, matrix)))
+    with (
+        whole_file(output.with_suffix(".csv")) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["caption", *map(str, images)])
+        for caption, row in zip(captions, matrix, strict=True):
+            writer.writerow([caption, *(f"{value:.6f}" for value in row)])
+
+
+def write_explanations(
+    pixels: Pixels,
+    captions: Sequence[str],
+    values: Sequence[float],
+    blanks: Sequence[float],
+    patches: Sequence[NDArray[np.floating[Any]]],
+    output: Path,
+) -> None:
+    """Write the figure of `explanations`, and the same numbers as `output` with .json.
+
+    pixels: as the model saw them. values, blanks: the image's cosine with each caption, and that of its mean colour.
+    """
+    _write_png(output, png(partial(explanations, pixels, captions, values, patches)))
+    table = [
+        {"caption": caption, "cosine": value, "cosine_of_mean_colour": blank, "patches": np.asarray(one).tolist()}
+        for caption, value, blank, one in zip(captions, values, blanks, patches, strict=True)
+    ]
+    with whole_file(output.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_captions(path: Path) -> list[str]:
+    """The lines of a file that are not empty; raises DataError where there is none."""
+    try:
+        if path.stat().st_size > LONGEST:
+            raise DataError(f"{path}: has more than {LONGEST:,} bytes, too many for a file of captions")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise DataError(f"{path}: holds no caption; write one a line")
+    return captions
+
+
+def require_readable(images: Sequence[Path], captions: Sequence[str]) -> None:
+    """Raise DataError where a figure would have more images or captions than can be read."""
+    for what, count in (("images", len(images)), ("captions", len(captions))):
+        if count > MOST:
+            raise DataError(f"{count} {what}: more than {MOST} cannot be read in one figure; make several")
+
+
+def thumbnail(path: Path) -> Pixels:
+    """An image's middle square, upright by its EXIF; raises DataError."""
+    try:
+        return to_square(open_image(read_file(path, LARGEST_IMAGE), THUMBNAIL), THUMBNAIL)
+    except BadImage as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _write_png(path: Path, content: bytes) -> None:
+    if path.suffix.lower() != ".png":
+        raise DataError(f"{path}: the figure is a PNG; let its name end with .png")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
