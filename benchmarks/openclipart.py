@@ -1,8 +1,8 @@
 """Two tables for a model of clip art: what it is trained on, and pictures of another hand that it never sees.
 
     python benchmarks/openclipart.py --output data/clipart
-    pocketclip pack data/clipart/openclipart.jsonl data/clipart --image-folder /usr/share/openclipart/png --short-side 96
-    pocketclip evaluate runs/NAME/bundle --on fashion-mnist=/usr/share/datasets/fashion-mnist,data/clipart/openmoji.csv
+    pocketclip pack data/clipart/openclipart.jsonl data/clipart-shards --image-folder /usr/share/openclipart/png
+    pocketclip evaluate runs/NAME/bundle --on data/clipart/openmoji.csv
 
 The first table has Open Clip Art Library's pictures (public domain; Debian's openclipart-png) with the titles and
 keywords of their drawings (openclipart-svg); the second OpenMoji's things, animals and faces, of which a model of

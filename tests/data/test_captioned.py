@@ -62,8 +62,10 @@ def test_karpathys_lists(tmp_path: Path) -> None:
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["test", "a.jpg", "../a.jpg", "", "red"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["images", "filename", "filepath", "split", "sentences", "raw", "id"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["images", "filename", "filepath", "split", "sentences", "raw", "id"]), inner)
+    ),
     max_leaves=12,
 )
 

@@ -4,8 +4,10 @@ Images come from outside, so size and format are judged from the bytes before an
 """
 
 import io
+import stat
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,12 +23,26 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 JPEGS = ("JPEG", "MPO")  # Pillow's name of a JPEG with another behind it, as phones write them
 MAX_PIXELS = 50_000_000
+LARGEST_IMAGE = 50_000_000  # bytes
 LONGEST = 8  # squares in a row
 Pixels = NDArray[np.uint8]
 
 
 class BadImage(Exception):
     """An image that cannot be used; the message is the reason that rows are counted under."""
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """A file's bytes; raises BadImage if it is too large, no plain file, or cannot be read."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for
+            raise BadImage("not a plain file")
+        if status.st_size > most:
+            raise BadImage(f"more than {most:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from None
 
 
 def open_image(data: bytes, at_least: int = 0, most_pixels: int = MAX_PIXELS) -> Image.Image:

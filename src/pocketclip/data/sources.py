@@ -7,7 +7,6 @@ reason and left out.
 import hashlib
 import json
 import os
-import stat
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pocketclip.data.images import MAX_PIXELS, BadImage
+from pocketclip.data.images import LARGEST_IMAGE, MAX_PIXELS, BadImage, read_file
 from pocketclip.data.rows import Row, storable
 from pocketclip.data.shards import MAX_CAPTION
 from pocketclip.data.shrink import shrink
@@ -24,7 +23,6 @@ from pocketclip.errors import DataError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 CAPTION_KEYS = ("captions", "caption")  # of IMAGE.json
-LARGEST_IMAGE = 50_000_000  # bytes
 LARGEST_CAPTIONS = 250_000  # characters of one image's captions, which its JSON in a shard has room for
 WORKERS = min(16, os.cpu_count() or 1)  # threads: Pillow decodes outside the interpreter's lock
 OUTSIDE = "path outside the folder"
@@ -111,19 +109,6 @@ def _clean(captions: Sequence[str]) -> tuple[str, ...]:
     """Distinct captions without white space at their ends, at most MAX_CAPTION long; half characters become "?"."""
     texts = (storable(text.strip()[:MAX_CAPTION].strip()) for text in captions)
     return tuple(dict.fromkeys(text for text in texts if text))
-
-
-def read_file(path: Path, most: int) -> bytes:
-    """A file's bytes; raises BadImage if it is too large, no plain file, or cannot be read."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for
-            raise BadImage("not a plain file")
-        if status.st_size > most:
-            raise BadImage(f"more than {most:,} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from None
 
 
 def state_of(path: Path | str) -> str:

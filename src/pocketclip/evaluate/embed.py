@@ -15,8 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from pocketclip.bundle import Bundle
-from pocketclip.data.images import BadImage, Pixels, to_square
-from pocketclip.data.sources import LARGEST_IMAGE, read_file
+from pocketclip.data.images import LARGEST_IMAGE, BadImage, Pixels, read_file, to_square
 from pocketclip.data.square import decode
 from pocketclip.errors import DataError
 from pocketclip.evaluate.zero_shot import Embeddings

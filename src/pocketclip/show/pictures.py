@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketclip.data.images import BadImage, Pixels, open_image, to_square
-from pocketclip.data.sources import LARGEST_IMAGE, read_file
+from pocketclip.data.images import LARGEST_IMAGE, BadImage, Pixels, open_image, read_file, to_square
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
 from pocketclip.show.explanation import explanations

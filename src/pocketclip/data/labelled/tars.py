@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pocketclip.data.images import LARGEST_IMAGE
 from pocketclip.data.labelled.kinds import SPLITS, Dropped, Labelled
 from pocketclip.data.rows import storable
 from pocketclip.data.shards import IMAGE_EXTENSIONS, MAX_TEXT_BYTES, check_end, members_by_key
-from pocketclip.data.sources import LARGEST_IMAGE
 from pocketclip.errors import DataError
 
 CLASSES, TEMPLATES, KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
