@@ -137,7 +137,8 @@ def test_the_whole_chain_in_small(tmp_path: Path) -> None:
     assert list((run / "figures").glob("*.png"))
     for name in ("manifest.json", "tokenizer.json", "train-00000.tar", "train-00000.index.npz"):
         assert (tmp_path / "data" / "openmoji" / name).is_file(), name
-    assert re.search(r"compositions: top-1 [\d.]+ %, top-5 [\d.]+ % of 304 images against [\d,]+ captions", done.stdout)
+    accuracy = r"top-1 [\d.]+ % \(95 % interval [\d.]+ to [\d.]+\), top-5 [\d.]+ %"
+    assert re.search(rf"compositions: {accuracy} of 304 images against [\d,]+ captions", done.stdout)
     again = pocketclip("quickstart", recipe, *tiny, cwd=tmp_path)
     assert again.returncode == 0
     assert "is complete" in again.stdout
