@@ -236,7 +236,11 @@ def test_each_failure_has_its_reason_and_its_number_of_requests(host, path):
     [[found], came] = get(f"{host.url}/{path}", most_bytes=2000, timeout=timeout)
     assert (found.reason, found.status, found.attempts) == TRUTH[path]
     expected = {"loop": 6, "silent": 4}  # the second: aiohttp asks once more where a connection ends without an answer
-    assert host.asked[f"/{path}"] - before == expected.get(path, found.attempts)
+    asked = host.asked[f"/{path}"] - before
+    if found.reason == "timed out":  # on a busy machine before the server has heard of it
+        assert asked <= found.attempts
+    else:
+        assert asked == expected.get(path, found.attempts)
     assert found.may_pass == (found.reason in ("timed out", "connection broken", "HTTP 500", "HTTP 503", "HTTP 429"))
     assert bool(came) == (not found.reason)
     if came:
