@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pocketclip.errors import DataError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -58,6 +60,20 @@ def remove_unfinished(folder: Path, name: str) -> None:
     """
     for leftover in folder.glob(f".{name}.*.part"):
         leftover.unlink(missing_ok=True)
+
+
+def text_lines(path: Path, most: int) -> list[str]:
+    """A text's lines that are not empty, without white space at their ends; UTF-8, with or without a mark.
+
+    most: bytes. Raises DataError where the file is larger, or cannot be read.
+    """
+    try:
+        if path.stat().st_size > most:
+            raise DataError(f"{path}: has more than {most:,} bytes, too many for a list")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def sync(path: Path) -> None:

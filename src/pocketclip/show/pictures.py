@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pocketclip.data.images import LARGEST_IMAGE, BadImage, Pixels, open_image, read_file, to_square
 from pocketclip.errors import DataError
-from pocketclip.files import whole_file
+from pocketclip.files import text_lines, whole_file
 from pocketclip.show.explanation import explanations
 from pocketclip.show.plots import cosines, png
 
@@ -63,13 +63,7 @@ def write_explanations(
 
 def read_captions(path: Path) -> list[str]:
     """The lines of a file that are not empty; raises DataError where there is none."""
-    try:
-        if path.stat().st_size > LONGEST:
-            raise DataError(f"{path}: has more than {LONGEST:,} bytes, too many for a file of captions")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    captions = [line.strip() for line in lines if line.strip()]
+    captions = text_lines(path, LONGEST)
     if not captions:
         raise DataError(f"{path}: holds no caption; write one a line")
     return captions

@@ -11,6 +11,7 @@ from pocketclip.data.labelled.kinds import SPLITS, Dropped, Labelled
 from pocketclip.data.rows import storable
 from pocketclip.data.sources import IMAGE_SUFFIXES
 from pocketclip.errors import DataError
+from pocketclip.files import text_lines
 
 LISTS = {
     "test": ("meta/test.txt", "annotations/test.txt"),  # Food-101, Oxford-IIIT Pet
@@ -67,14 +68,8 @@ class ListedImages:
         path = _list(folder, split)
         if path is None:
             raise DataError(f"{folder}: has none of the lists {', '.join(LISTS[split])}")
-        try:
-            if path.stat().st_size > LARGEST_LIST:
-                raise DataError(f"{path}: has more than {LARGEST_LIST:,} bytes, too many for a list of images")
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
         self.folder = folder / LISTED
-        self.names = [words[0] for line in lines if (words := line.split()) and not line.startswith("#")]
+        self.names = [line.split()[0] for line in text_lines(path, LARGEST_LIST) if not line.startswith("#")]
         self.total: int | None = len(self.names)
 
     @staticmethod

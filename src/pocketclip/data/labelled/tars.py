@@ -17,6 +17,7 @@ from pocketclip.data.labelled.kinds import SPLITS, Dropped, Labelled
 from pocketclip.data.rows import storable
 from pocketclip.data.shards import IMAGE_EXTENSIONS, MAX_TEXT_BYTES, check_end, members_by_key
 from pocketclip.errors import DataError
+from pocketclip.files import text_lines
 
 CLASSES, TEMPLATES, KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 LARGEST_LIST = 1 << 26  # bytes
@@ -97,11 +98,4 @@ def split_tars(folder: Path, split: str) -> list[Path]:
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a text that are not empty; none where there is no such file."""
-    try:
-        if path.stat().st_size > LARGEST_LIST:
-            raise DataError(f"{path}: has more than {LARGEST_LIST:,} bytes, too many for a list of names")
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    return text_lines(path, LARGEST_LIST) if path.exists() else []
