@@ -204,7 +204,8 @@ def emoji_people(bundle: Bundle, console: Console) -> People:
     def refuse(entry: openmoji.Emoji, reason: str) -> None:
         raise DataError(f"OpenMoji's {entry.key}: {reason}")
 
-    _, images = embed_images(bundle, shown, image, refuse, progress_of(console, "emoji", len(shown)))
+    progress = progress_of(console, "emoji", len(shown))
+    _, images = embed_images(bundle, shown, image, refuse, lambda entry: entry.key, progress)
     genders = [entry.sequence[0] for entry in shown]
     tones = [next((point for point in entry.sequence if point in TONES), None) for entry in shown]
     return People(
@@ -247,11 +248,10 @@ def own_people(bundle: Bundle, path: Path, console: Console) -> People:
     def refuse(item: tuple[int, Path, int], reason: str) -> None:
         dropped.append(Dropped(str(item[1]), reason))
 
-    kept, images = embed_images(
-        bundle, items, lambda item: item[1], refuse, progress_of(console, about["name"], len(items))
-    )
+    progress = progress_of(console, about["name"], len(items))
+    kept, images = embed_images(bundle, items, lambda item: item[1], refuse, lambda item: (item[0], item[2]), progress)
     say(about["name"], dropped, console)
-    group = np.array([number for number, _, _ in kept], dtype=np.int64)
+    group = np.array([number for number, _ in kept], dtype=np.int64)
     for number, (name, folder) in enumerate(folders.items()):
         if (group == number).sum() < 2:
             raise DataError(f"{path}: groups.{name}: {folder} has fewer than two images of use")
@@ -261,7 +261,7 @@ def own_people(bundle: Bundle, path: Path, console: Console) -> People:
         by={"group": (list(folders), group)},
         attributes=attributes,
         texts=class_embeddings(bundle, list(prompts.values())),
-        own=np.array([own for _, _, own in kept], dtype=np.int64) if in_classes else None,
+        own=np.array([own for _, own in kept], dtype=np.int64) if in_classes else None,
         k=about["k"],
     )
 

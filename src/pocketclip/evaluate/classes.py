@@ -118,12 +118,17 @@ def embed_labelled(
     def refuse(item: tuple[Labelled, int], reason: str) -> None:
         dropped.append(Dropped(item[0].name, reason))
 
-    kept, images = embed_images(bundle, known(), image, refuse, progress_of(console, benchmark.title, source.total))
+    def keep(item: tuple[Labelled, int]) -> tuple[str, int]:
+        return item[0].name, item[1]
+
+    kept, images = embed_images(
+        bundle, known(), image, refuse, keep, progress_of(console, benchmark.title, source.total)
+    )
     if not kept:
         reasons = ", ".join(f"{count:,} x {reason}" for reason, count in counted(dropped).items()) or "there is none"
         raise DataError(f"{benchmark.name}: no image can be used: {reasons}")
     labels = np.array([number for _, number in kept], dtype=np.int64)
-    return EmbeddedImages([item.name for item, _ in kept], labels, images, dropped)
+    return EmbeddedImages([name for name, _ in kept], labels, images, dropped)
 
 
 def _judged(benchmark: Benchmark, embedded: EmbeddedImages, classes: Embeddings) -> tuple[Result, NDArray[np.int64]]:

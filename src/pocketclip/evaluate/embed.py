@@ -25,6 +25,7 @@ from pocketclip.recipe.schema import ImageSettings
 THREADS = min(16, os.cpu_count() or 1)
 Encoded = bytes | Path | Pixels
 Item = TypeVar("Item")
+Kept = TypeVar("Kept")
 
 
 def square(image: Encoded, settings: ImageSettings) -> Pixels:
@@ -50,14 +51,17 @@ def embed_images(
     items: Iterable[Item],
     image: Callable[[Item], Encoded],
     refuse: Callable[[Item, str], None],
+    keep: Callable[[Item], Kept],
     progress: WorkProgress | None = None,
-) -> tuple[list[Item], Embeddings]:
+) -> tuple[list[Kept], Embeddings]:
     """Embed the image of each item, in order.
 
     image: what to decode; may raise BadImage. refuse: is told of an item whose image cannot be used, and why.
-    Returns the items that were embedded, and float32 [items, embedding width], rows of length one.
+    keep: what is to be remembered of an item that was embedded; of the image itself nothing, as many would fill the
+        memory.
+    Returns what is remembered, and float32 [items, embedding width], rows of length one.
     """
-    kept: list[Item] = []
+    kept: list[Kept] = []
     batch: list[Pixels] = []
     found = [np.zeros((0, bundle.recipe.model.embedding_width), np.float32)]
     with progress or nullcontext():
@@ -67,7 +71,7 @@ def embed_images(
             if isinstance(pixels, str):
                 refuse(item, pixels)
                 continue
-            kept.append(item)
+            kept.append(keep(item))
             batch.append(pixels)
             if len(batch) == bundle.recipe.evaluate.batch_size:
                 found.append(_embed(bundle, batch))

@@ -56,26 +56,30 @@ def evaluate_captioned(bundle: Bundle, place: Place, output: Path, console: Cons
 
 def _embedded(bundle: Bundle, place: Place, console: Console | None = None) -> EmbeddedSet:
     source, lost = open_captioned(place.path), list[Dropped]()
-    captions: dict[str, list[str]] = {}
 
     def image(item: Captioned) -> bytes | Path:
-        captions[item.name] = list(dict.fromkeys(filter(None, map(str.strip, item.captions))))
-        if not captions[item.name]:
+        if not _distinct(item):
             raise BadImage("no caption")
         return item.image
 
     def refuse(item: Captioned, reason: str) -> None:
         lost.append(Dropped(item.name, reason))
 
+    def keep(item: Captioned) -> tuple[str, list[str]]:
+        return item.name, _distinct(item)
+
     progress = progress_of(console, place.name, source.total)
-    kept, images = embed_images(bundle, source.items(lost), image, refuse, progress)
+    kept, images = embed_images(bundle, source.items(lost), image, refuse, keep, progress)
     if not kept:
         reasons = ", ".join(f"{count:,} x {reason}" for reason, count in counted(lost).items()) or "there is none"
         raise DataError(f"{place.path}: no image can be used: {reasons}")
-    names = [item.name for item in kept]
-    return EmbeddedSet(
-        images, [captions[name] for name in names], ["all"] * len(names), Counter(counted(lost)), names, lost
-    )
+    names, captions = [name for name, _ in kept], [some for _, some in kept]
+    return EmbeddedSet(images, captions, ["all"] * len(names), Counter(counted(lost)), names, lost)
+
+
+def _distinct(item: Captioned) -> list[str]:
+    """An image's captions, each once, without white space at their ends."""
+    return list(dict.fromkeys(filter(None, map(str.strip, item.captions))))
 
 
 def _judged(bundle: Bundle, place: Place, embedded: EmbeddedSet) -> tuple[Result, Candidates, NDArray[np.int64]]:

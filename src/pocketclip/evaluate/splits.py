@@ -134,7 +134,7 @@ def embed_split(bundle: Bundle, split: Split, console: Console | None = None) ->
         dropped[reason] += 1
 
     progress = progress_of(console, split.name, len(split))
-    rows, images = embed_images(bundle, range(len(split)), image, refuse, progress)
+    rows, images = embed_images(bundle, range(len(split)), image, refuse, int, progress)
     if not rows:
         raise DataError(f"{split.folder}: no image of split {split.name} can be used: {dict(dropped)}")
     groups = [str(split.metadata(row).get("group", "all")) for row in rows]
