@@ -6,16 +6,27 @@
 Each line of TECHNIQUES changes the quickstart's recipe in one point and is trained with each seed; what is compared is
 top-1 on `compositions`, with the same seed's run of the line it names as its base. Runs that are there are not trained
 again, so that several of these may work beside each other on different `--only`, the bases first. `--time` times some
-steps of each line and of the quickstart, in turns; it wants the machine for itself.
+steps of each line and of the quickstart, in turns; it wants the machine for itself, and the teacher's run to be there.
+
+What no recipe can switch off, as it changes no result, is replaced by what others do (PLAINLY): texts filled up to the
+context length, the loss from the whole matrix; and the memory said to be too small for a whole batch.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
 from pocketclip.bundle import load
 from pocketclip.data.batches import TrainingBatches
@@ -25,17 +36,57 @@ from pocketclip.evaluate.results import Result, read_results
 from pocketclip.evaluate.splits import evaluate_splits
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_recipe
+from pocketclip.tokenizer import CaptionTokenizer
 from pocketclip.train.learner import Learner
 from pocketclip.train.loop import open_tokenizer, train
-from pocketclip.train.teach import teach
+from pocketclip.train.memory import computed_tokens, fit_to_memory
+from pocketclip.train.teach import open_teacher, teach
 
 
 @dataclass(frozen=True, slots=True)
 class Technique:
-    """Settings that differ from the quickstart's, and the line that it is compared with."""
+    """Settings that differ from the quickstart's, the line that it is compared with, and what PLAINLY is replaced."""
 
     settings: tuple[str, ...] = ()
     base: str = "as it is"
+    plainly: str = ""
+
+
+encode_trimmed = CaptionTokenizer.encode
+
+
+def encode_filled_up(
+    tokenizer: CaptionTokenizer, captions: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Captions of the context length, whatever they need."""
+    tokens, ends = encode_trimmed(tokenizer, captions)
+    room = tokenizer.context_length - tokens.shape[1]
+    return np.pad(tokens, ((0, 0), (0, room)), constant_values=tokenizer.end), ends
+
+
+def whole_matrix_loss(
+    images: Tensor, texts: Tensor, scale: Tensor, captions: Tensor, label_smoothing: float, _ranks: object
+) -> Tensor:
+    """What `softmax_loss` computes, by its definition, with all logits kept."""
+    logits, same = scale * images @ texts.T, captions[:, None] == captions
+    loss = torch.zeros((), device=images.device)
+    for matrix in (logits, logits.T):
+        positives = matrix.masked_fill(~same, -torch.inf).logsumexp(1)
+        target = (1 - label_smoothing) * positives + label_smoothing * matrix.mean(1)
+        loss = loss + (matrix.logsumexp(1) - target).mean() / 2
+    return loss
+
+
+SMALL_MEMORY = 0.57e9  # bytes; half a batch of the quickstart fits
+PLAINLY: dict[str, dict[str, Any]] = {
+    "": {},
+    "text": {
+        "pocketclip.tokenizer.CaptionTokenizer.encode": encode_filled_up,
+        "pocketclip.model.transformer.packed_rows": lambda *_: None,
+    },
+    "loss": {"pocketclip.train.learner.softmax_loss": whole_matrix_loss},
+    "memory": {"pocketclip.train.memory.free_memory": lambda _: SMALL_MEMORY},
+}
 
 
 PLAIN, ONE = (
@@ -57,8 +108,13 @@ TECHNIQUES = {
     "Muon": Technique(("train.optimizer=muon",)),
     "small images first": Technique(("image.growth=[[48, 0.5]]",)),
     "distillation": Technique(("train.distillation=0.5",)),
+    "layer decay 0.8": Technique(("train.layer_decay=0.8",)),
+    "text filled up to its context": Technique(plainly="text"),
+    "loss of the whole matrix": Technique(plainly="loss"),
+    "compiled blocks": Technique(("train.compile=true",)),
     "recomputed blocks": Technique(("train.recompute=true",)),
     "parts of 64": Technique(("train.chunk_size=64",)),
+    "parts that fit 0.57 GB": Technique(plainly="memory"),
 }
 SEEDS = (0, 1, 2)
 TIMED_STEPS = 3
@@ -71,6 +127,14 @@ def recipe_of(name: str, seed: int, settings: argparse.Namespace) -> Recipe:
     if name == "distillation":
         changes.append(f"train.teacher={settings.runs / (TEACHER.replace(' ', '-') + '-0') / 'bundle'}")
     return load_recipe("quickstart", changes)
+
+
+def replaced(name: str) -> ExitStack:
+    """While it is open, a line's parts of the engine are replaced by plain ones."""
+    stack = ExitStack()
+    for target, replacement in PLAINLY[TECHNIQUES[name].plainly].items():
+        stack.enter_context(mock.patch(target, replacement))
+    return stack
 
 
 def run(recipe: Recipe, settings: argparse.Namespace, console: Console) -> list[Result]:
@@ -90,7 +154,8 @@ def top_1(name: str, split: str, settings: argparse.Namespace, console: Console)
     """Percent, of each seed."""
     found = []
     for seed in settings.seeds:
-        results = run(recipe_of(name, seed, settings), settings, console)
+        with replaced(name):
+            results = run(recipe_of(name, seed, settings), settings, console)
         found.append(next(result.top_1 for result in results if result.benchmark == split))
     return found
 
@@ -114,7 +179,9 @@ def seconds_of(name: str, settings: argparse.Namespace) -> float:
     """Median seconds a pair of some steps, at the beginning of a run whose images are decoded."""
     recipe = recipe_of(name, 0, settings)
     split, device = Split(recipe.data.folder, recipe.data.split), choose_device()
-    batches = TrainingBatches(split, recipe, open_tokenizer(recipe).encode)
+    teacher = open_teacher(recipe, split) if recipe.train.distillation else None
+    batches = TrainingBatches(split, recipe, open_tokenizer(recipe).encode, teacher=teacher)
+    recipe, _ = fit_to_memory(recipe, computed_tokens(batches[0, 0], device), device)
     learner = Learner(recipe, device, batches.steps, len(split))
     some = [batches[0, step] for step in range(2)]
     taken = []
@@ -132,11 +199,11 @@ def time_all(settings: argparse.Namespace) -> None:
     ratios: dict[str, list[float]] = {name: [] for name in settings.only or TECHNIQUES}
     for _ in range(settings.rounds):
         for name, found in ratios.items():
-            if name != "distillation":  # needs the teacher's files
-                found.append(seconds_of(name, settings) / seconds_of("as it is", settings))
+            with replaced(name):
+                seconds = seconds_of(name, settings)
+            found.append(seconds / seconds_of("as it is", settings))
     for name, found in ratios.items():
-        if found:
-            print(f"| {name} | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
+        print(f"| {name} | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
 
 
 def main() -> None:
