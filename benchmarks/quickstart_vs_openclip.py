@@ -44,7 +44,7 @@ from pocketclip.data.shards import Split
 from pocketclip.device import Device, choose_device, describe_environment
 from pocketclip.errors import PocketCLIPError
 from pocketclip.evaluate.benchmarks.catalogue import find
-from pocketclip.evaluate.classes import evaluate_classes
+from pocketclip.evaluate.everything import evaluate_place
 from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.splits import evaluate_splits
 from pocketclip.recipe.schema import ImageSettings, Recipe
@@ -181,7 +181,7 @@ def _evaluate(bundle: Bundle, recipe: Recipe, folder: Path, console: Console) ->
     splits = [split for split in recipe.evaluate.splits if split != recipe.data.split]
     found = evaluate_splits(bundle, Path(recipe.data.folder), splits, folder, console, folder.name) if splits else []
     places = [find(one, Path(recipe.evaluate.folder)) for one in recipe.evaluate.benchmarks]
-    return found + [evaluate_classes(bundle, place, folder, console) for place in places]
+    return found + [evaluate_place(bundle, place, folder, console) for place in places]
 
 
 def show(found: dict[str, Any], outcomes: Sequence[Outcome]) -> None:

@@ -60,6 +60,22 @@ def test_karpathys_lists(tmp_path: Path) -> None:
         open_captioned(tmp_path)
 
 
+def test_of_several_lists_that_of_the_data_set_is_taken(tmp_path: Path) -> None:
+    """Karpathy's three come in one archive."""
+    for name in ("coco", "flickr30k", "flickr8k"):
+        (tmp_path / f"{name}.jpg").write_bytes(encoded("red", "JPEG"))
+        write_karpathy(tmp_path / f"dataset_{name}.json", [("", f"{name}.jpg", "test", ["One."])])
+    for name in ("coco", "flickr30k"):
+        assert [one.name for one in open_captioned(tmp_path, name).items([])] == [f"{name}.jpg"]
+
+
+def test_cocos_images_below_a_folder_of_images(tmp_path: Path) -> None:
+    write_coco(tmp_path, {"1.jpg": (encoded("red", "JPEG"), ["red"])})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "val2017").rename(tmp_path / "images" / "val2017")
+    assert [one.name for one in read(tmp_path)[0]] == ["1.jpg"]
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["test", "a.jpg", "../a.jpg", "", "red"]),
     lambda inner: (

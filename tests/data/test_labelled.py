@@ -40,7 +40,7 @@ def read(place: Path, split: str = "test") -> tuple[list[Labelled], list[Dropped
 
 @pytest.mark.parametrize("hundred", [False, True])
 def test_cifars_batches(tmp_path: Path, hundred: bool) -> None:
-    test, train = ("test", ["train"]) if hundred else ("test_batch", ["data_batch_1", "data_batch_2"])
+    test, train = ("test", ["train"]) if hundred else ("test_batch", [f"data_batch_{number}" for number in range(1, 6)])
     names = ["apple", "bear", "can"]
     write_cifar(tmp_path, {test: [2, 0, 1], **{name: [number] for number, name in enumerate(train)}}, names, hundred)
     source = open_labelled(tmp_path)
@@ -74,8 +74,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     "call",
     [
-        b"cnumpy\nndarray\n(I1000000000000\ntR.",  # an array of a terabyte
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntU\x01btR.",
+        b"cnumpy\nndarray\n(I100000000\ntR.",  # an array of a terabyte
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I100000000\ntU\x01btR.",
         b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR.",
     ],
 )
@@ -84,6 +84,19 @@ def test_pickled_words_cannot_be_abused(tmp_path: Path, call: bytes) -> None:
     (tmp_path / "test_batch").write_bytes(call)
     with pytest.raises(DataError, match=r"damaged|holds no dictionary"):
         read(tmp_path)
+
+
+def test_a_pickle_cannot_ask_for_memory_by_numbering_what_it_remembers(tmp_path: Path) -> None:
+    write_cifar(tmp_path, {"test_batch": [0]}, ["a"])
+    (tmp_path / "test_batch").write_bytes(b"\x80\x02}r\xff\xff\xff\x0f.")  # Python makes room for 2^28 things
+    with pytest.raises(DataError, match="test_batch: damaged: it remembers something as number 268,435,455"):
+        read(tmp_path)
+
+
+def test_half_of_cifars_batches_are_not_all(tmp_path: Path) -> None:
+    write_cifar(tmp_path, {"test_batch": [0], "data_batch_1": [0], "data_batch_3": [0]}, ["a"])
+    with pytest.raises(DataError, match="has no data_batch_2, data_batch_4, data_batch_5; fetch"):
+        open_labelled(tmp_path, "train")
 
 
 def test_damaged_batches_are_named(tmp_path: Path) -> None:
@@ -128,6 +141,12 @@ def test_idx_files(tmp_path: Path, compressed: bool) -> None:
         for channel in range(3):
             assert np.array_equal(one.image[:, :, channel], image)
     assert [one.label for one in read(tmp_path, "train")[0]] == [9, 2]
+
+
+def test_idx_images_without_pixels_are_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path, "t10k", np.zeros((3, 0, 4), np.uint8), [0, 1, 2], compressed=False)
+    with pytest.raises(DataError, match="says that its images have no pixels"):
+        open_labelled(tmp_path)
 
 
 def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
@@ -204,13 +223,13 @@ def test_class_folders(tmp_path: Path) -> None:
 def test_lists_of_images(tmp_path: Path) -> None:
     food, pets = tmp_path / "food-101", tmp_path / "pets"
     write_class_folders(food / "images", {"apple_pie/1005649.jpg": encoded("red", "JPEG")})
-    write_class_folders(food / "meta", {"test.txt": b"apple_pie/1005649\n../../secret/1\n", "train.txt": b""})
+    write_class_folders(food / "meta", {"test.txt": b"apple_pie/1005649\n../../secret/1\na\0b/1\n", "train.txt": b""})
     write_class_folders(pets / "images", {"Egyptian_Mau_7.jpg": encoded("red", "JPEG")})
     write_class_folders(pets / "annotations", {"test.txt": b"#Image CLASS-ID\nEgyptian_Mau_7 10 1 5\n"})
     assert isinstance(open_labelled(food), ListedImages)
     found, dropped = read(food)
     assert found == [Labelled("apple_pie/1005649", food / "images" / "apple_pie/1005649.jpg", "apple_pie")]
-    assert dropped == [Dropped("../../secret/1", "path outside the folder")]
+    assert [one.reason for one in dropped] == ["path outside the folder"] * 2
     assert read(pets)[0] == [Labelled("Egyptian_Mau_7", pets / "images" / "Egyptian_Mau_7.jpg", "Egyptian_Mau")]
     with pytest.raises(DataError, match=r"none of the lists .*trainval\.txt"):
         open_labelled(pets, "train")
@@ -231,6 +250,37 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"has no train-\*\.parquet"):
         open_labelled(tmp_path, "train")
+    (tmp_path / "data" / "test-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"data: 1 of 2 files are there, not 1; fetch them"):
+        open_labelled(tmp_path)
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(tmp_path: Path) -> None:
+    """ImageNet's, as Hugging Face and as Kaggle have it."""
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [encoded("red")], [-1], ["a", "b"])
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [encoded("blue")], [1], ["a", "b"])
+    assert [one.label for one in read(tmp_path)[0]] == [1]
+    write_class_folders(tmp_path / "net", {"test/a.png": encoded("red"), "val/n1/b.png": encoded("blue")})
+    assert [one.name for one in read(tmp_path / "net")[0]] == ["n1/b.png"]
+    write_class_folders(tmp_path / "flat", {"val/a.png": encoded("red"), "train/n1/b.png": encoded("blue")})
+    with pytest.raises(DataError, match="val: has no folder for each class; put each class's images into one"):
+        open_labelled(tmp_path / "flat")
+
+
+def test_splits_are_never_taken_for_classes(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "x", {"train/a/1.png": encoded("red")})
+    with pytest.raises(DataError, match="has no folder 'test' of class folders"):
+        open_labelled(tmp_path / "x")
+    write_class_folders(tmp_path / "x", {"valid/a/2.png": encoded("red")})
+    assert [one.name for one in read(tmp_path / "x")[0]] == ["a/2.png"]
+
+
+def test_a_linked_folder_in_a_class_is_named(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, {"x/a/1.png": encoded("red"), "x/b/2.png": encoded("red"), "y/3.png": b""})
+    (tmp_path / "x" / "a" / "more").symlink_to(tmp_path / "y")
+    found, dropped = read(tmp_path / "x")
+    assert [one.name for one in found] == ["a/1.png", "b/2.png"]
+    assert dropped == [Dropped("a/more", "link to a folder")]
 
 
 def test_parquet_whose_labels_are_words(tmp_path: Path) -> None:
@@ -247,17 +297,28 @@ def test_clip_benchmarks_tars(tmp_path: Path) -> None:
         {"png": encoded("green"), "cls": b"two"},
     ]
     write_clip_benchmark(tmp_path, rows, ["a cat", "dog"], ["a photo of a {c}.", "{c}"])
-    for number in range(2, 11):  # ten tars and more, whose order is not that of their names
+    for number in range(3, 11):  # ten tars and more, whose order is not that of their names
         (tmp_path / "test" / f"{number}.tar").write_bytes((tmp_path / "test" / "0.tar").read_bytes())
     source = open_labelled(tmp_path)
     assert isinstance(source, TarImages)
     assert source.classes == ("a cat", "dog")
     assert source.templates == ("a photo of a {}.", "{}")
     found, dropped = read(tmp_path)
-    assert [one.name for one in found[:4]] == ["0.tar/s0000000", "0.tar/s0000001", "2.tar/s0000000", "2.tar/s0000001"]
+    assert [one.name for one in found[:4]] == ["0.tar/s0000000", "0.tar/s0000001", "3.tar/s0000000", "3.tar/s0000001"]
     assert found[-1].name == "10.tar/s0000001"
     assert [(one.image, one.label) for one in found[:2]] == [(rows[0]["webp"], 1), (rows[1]["jpg"], 0)]
-    assert dropped == [Dropped("1.tar/s0000002", "no image"), Dropped("1.tar/s0000003", "no cls file")]
+    assert dropped == [
+        Dropped("1.tar/s0000002", "no image"),
+        Dropped("1.tar/s0000003", "no cls file"),
+        Dropped("2.tar/s0000004", "label that is no number"),
+    ]
+    (tmp_path / "test" / "nshards.txt").write_text("12\n")
+    with pytest.raises(DataError, match=r"test: 11 of 12 tars are there, not 11\.tar"):
+        open_labelled(tmp_path)
+    (tmp_path / "test" / "nshards.txt").unlink()
+    (tmp_path / "test" / "4.tar").unlink()
+    with pytest.raises(DataError, match=r"test: 10 of 11 tars are there, not 4\.tar"):
+        open_labelled(tmp_path)
 
 
 def test_a_label_that_is_no_number_and_a_cut_tar(tmp_path: Path) -> None:

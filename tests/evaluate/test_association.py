@@ -8,7 +8,12 @@ import pytest
 from scipy.stats import entropy, permutation_test
 
 from pocketclip.evaluate import association
-from pocketclip.evaluate.association import effect_size, max_skew, ndkl, p_value, skews
+from pocketclip.evaluate.association import effect_size, max_skew, ndkl, p_values, skews
+
+
+def p_value(a, b) -> float:
+    (found,) = p_values(a[:, None], b[:, None])
+    return float(found)
 
 
 def difference(a, b, axis=-1):
@@ -34,6 +39,19 @@ def test_a_drawn_p_value_is_near_the_exact_one(monkeypatch: pytest.MonkeyPatch) 
     assert p_value(a, b) == pytest.approx(exact, abs=0.02)
     assert p_value(a, b) == p_value(a, b)
     assert p_value(a + 100, b) == pytest.approx(2 / 12870, abs=3e-4)
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_all_attributes_at_once_are_as_one_by_one_however_many_partitions_are_held(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    random = np.random.default_rng(size)
+    a, b = random.normal(0.3, 1, (size, 4)), random.normal(0, 1, (size + 1, 4))
+    found = p_values(a, b)
+    assert found.tolist() == [p_value(a[:, one], b[:, one]) for one in range(4)]
+    assert len(set(found.tolist())) > 1
+    monkeypatch.setattr(association, "VALUES", 700)
+    assert p_values(a, b) == pytest.approx(found, abs=0 if size == 3 else 0.02)
 
 
 def test_the_p_value_of_no_difference_is_evenly_spread() -> None:

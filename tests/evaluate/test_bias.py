@@ -16,6 +16,7 @@ from pocketclip.cli.main import app
 from pocketclip.data import openmoji
 from pocketclip.errors import DataError
 from pocketclip.evaluate.bias import People, emoji_people, evaluate_bias, judge
+from pocketclip.evaluate.results import read_lines
 
 
 def people(cosines: list[float], group: list[int], own: list[int] | None = None, k: int = 2) -> People:
@@ -105,6 +106,9 @@ def test_ones_own_folders(trained: Path, mine: Path, tmp_path: Path) -> None:
     assert [one["attribute"] for one in about["associations"]] == ["warm", "bar", "circle", "pole", "square"]
     assert about["searches"][0]["k"] == 5
     assert {one["images"] for one in about["accuracies"]} == {24}
+    assert about["dropped"] == {"no JPEG, PNG or WebP": 1}
+    (dropped,) = read_lines(tmp_path / "out" / "mine-bias-dropped.jsonl")
+    assert dropped["reason"] == "no JPEG, PNG or WebP"
     for one in about["associations"]:
         assert 0 < one["p_value"] <= 1
 
@@ -117,7 +121,9 @@ def test_ones_own_folders(trained: Path, mine: Path, tmp_path: Path) -> None:
         ("[groups]\na = 'left'\nb = 'nowhere'\n", "groups.b: .*nowhere: no such folder"),
         ("groups = 3\n", "two groups or more"),
         ("[groups]\na = 'left'\nb = 'right'\n[attributes]\nx = []\n", "a list of captions"),
-        ("k = 0\n[groups]\na = 'left'\nb = 'right'\n", "k is a number from 1 on"),
+        ("k = 0\n[groups]\na = 'left'\nb = 'right'\n", "k = 0: has to be a number from 1 on"),
+        ("name = '../../escaped'\n[groups]\na = 'left'\nb = 'right'\n", "name = '../../escaped': has to be of letters"),
+        ("name = '/tmp/x'\n[groups]\na = 'left'\nb = 'right'\n", "has to be of letters"),
         ("group = 0\n[groups]\na = 'left'\nb = 'right'\n", "group: unknown key"),
         ("[groups]\na = 'left'\nb = 'empty'\n[attributes]\nx = ['x']\n", "groups.b: .* fewer than two images"),
         ("[groups]\na = 'left'\nb = 'empty'\n", "has no .attributes., and the groups' images are in no class folders"),

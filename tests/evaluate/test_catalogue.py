@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from labelled_samples import encoded, write_cifar, write_class_folders, write_clip_benchmark, write_parquet
+from labelled_samples import encoded, write_cifar, write_class_folders, write_clip_benchmark, write_coco, write_parquet
 from pocketclip.data.labelled.source import open_labelled
 from pocketclip.errors import DataError
 from pocketclip.evaluate.benchmarks.catalogue import Benchmark, Place, describe, find, known_benchmarks, spoken
@@ -27,7 +27,7 @@ class Source:
 
 
 def known(name: str, *classes: str) -> Benchmark:
-    return describe(Place(name, Path("x")), Source(*classes))
+    return describe(Place(name, Path("x"), known=True), Source(*classes))
 
 
 def test_all_benchmarks_are_known() -> None:
@@ -80,17 +80,20 @@ def test_where_benchmarks_are_found(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cifar10: not found in .*cifar-10-batches-py.*set evaluate\.folder, or say"):
         find("cifar10", tmp_path)
     write_cifar(tmp_path / "cifar-10-batches-py", {"test_batch": [0]}, ["a"])
-    assert find("cifar10", tmp_path) == Place("cifar10", tmp_path / "cifar-10-batches-py")
+    assert find("cifar10", tmp_path) == Place("cifar10", tmp_path / "cifar-10-batches-py", known=True)
     elsewhere = f"cifar10={tmp_path}"
-    assert find(elsewhere, Path("x")) == Place("cifar10", tmp_path)
+    assert find(elsewhere, Path("x")) == Place("cifar10", tmp_path, known=True)
     assert find(str(tmp_path), Path("x")).name == tmp_path.name
     (tmp_path / "my" / "val").mkdir(parents=True)
     assert find(str(tmp_path / "my" / "val"), Path("x")).name == "my-val", "or it would be a split of that name"
     for asked, message in {
         "cifar1": "no such folder and no benchmark of that name; did you mean cifar10",
         "zzz": "known are caltech101, cifar10, ",
-        "cifar11=x": "no benchmark 'cifar11'; did you mean cifar10",
+        f"cifar11={tmp_path}": "no benchmark 'cifar11'; did you mean cifar10",
         f"cifar10={tmp_path}/x": "no such folder or file",
+        f"imagnet={tmp_path}": "no benchmark 'imagnet'; did you mean imagenet",
+        f"a b={tmp_path}": "the name 'a b' has to be of letters",
+        f"../a={tmp_path}": "has to be of letters",
     }.items():
         with pytest.raises(DataError, match=message):
             find(asked, tmp_path)
@@ -103,6 +106,44 @@ def test_ones_own_folder(tmp_path: Path) -> None:
     assert (benchmark.name, benchmark.classes) == ("my_set", ("hot dog", "not hot dog"))
     assert benchmark.number("not-hot-dog") == 1
     assert spoken("a_b-c ") == "a b c"
+
+
+def test_ones_own_folder_may_have_any_name(tmp_path: Path) -> None:
+    """A known benchmark is meant where its name is said, and never because a folder happens to be called so."""
+    pets = tmp_path / "pets"
+    write_class_folders(pets, {"cat/a.png": encoded("red"), "dog/b.png": encoded("blue")})
+    with pytest.raises(DataError, match=r"if that is pets, say pets=\S+/pets; if it is not, my-pets=\S+/pets"):
+        find(str(pets), tmp_path)
+    for name in ("my-pets", "imagenet-v2"):
+        place = find(f"{name}={pets}", tmp_path)
+        assert place == Place(name, pets)
+        assert describe(place, open_labelled(pets)).classes == ("cat", "dog")
+
+
+def test_classes_that_differ_in_signs_alone_are_told_apart(tmp_path: Path) -> None:
+    names = ["C", "C#", "C++", "c", "1.5", "15"]
+    write_class_folders(tmp_path / "x", {f"{name}/a.png": encoded("red") for name in names})
+    benchmark = describe(find(str(tmp_path / "x"), tmp_path), open_labelled(tmp_path / "x"))
+    assert sorted(benchmark.keys) == sorted(names)
+    assert [benchmark.number(key) for key in benchmark.keys] == list(range(6))
+    write_class_folders(tmp_path / "y", {"hot_dog/a.png": encoded("red"), "hot-dog/a.png": encoded("red")})
+    with pytest.raises(DataError, match="classes 'hot-dog' and 'hot_dog' have one name in a prompt"):
+        describe(find(str(tmp_path / "y"), tmp_path), open_labelled(tmp_path / "y"))
+    write_class_folders(tmp_path / "z", {"dog/a.png": encoded("red")})
+    with pytest.raises(DataError, match="has one class alone, 'dog'"):
+        describe(find(str(tmp_path / "z"), tmp_path), open_labelled(tmp_path / "z"))
+
+
+def test_folders_as_others_leave_them_are_found(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "caltech101", {"Annotations/ant/x.mat": b"", "101_ObjectCategories/ant/a.png": b""})
+    assert find("caltech101", tmp_path).path == tmp_path / "caltech101" / "101_ObjectCategories"
+    write_cifar(tmp_path / "cifar10" / "cifar-10-batches-py", {"test_batch": [0]}, ["a"])
+    assert find("cifar10", tmp_path).path == tmp_path / "cifar10" / "cifar-10-batches-py"
+
+
+def test_coco_is_retrieval_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    write_coco(tmp_path / "photos", {"1.jpg": (encoded("red", "JPEG"), ["red"])})
+    assert find(str(tmp_path / "photos"), tmp_path).kind == "captions"
 
 
 def test_a_clip_benchmark_folder_brings_its_prompts(tmp_path: Path) -> None:

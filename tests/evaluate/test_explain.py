@@ -23,6 +23,7 @@ def texts(bundle: Bundle, *captions: str) -> np.ndarray:
 @pytest.mark.parametrize(("colour", "shape", "place"), [*sorted(TEST_COMBINATIONS), ("purple", "pole", "left")])
 def test_what_patches_add_is_the_whole_difference(bundle: Bundle, colour: str, shape: str, place: str) -> None:
     pixels = decode(draw(colour, shape, place), bundle.recipe.image)
+    pixels.flags.writeable = False  # as Pillow's are
     captions = f"{colour} {shape} {place}", "a bar in green, right"
     for found, caption in zip(explain(bundle, pixels, texts(bundle, *captions)), captions, strict=True):
         assert found.patches.shape == (4, 4)
@@ -36,7 +37,7 @@ def test_what_patches_add_is_the_whole_difference(bundle: Bundle, colour: str, s
 def torch_of(image: np.ndarray):
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image))[None]
+    return torch.from_numpy(image.copy())[None]
 
 
 @pytest.mark.parametrize("place", ["left", "right"])

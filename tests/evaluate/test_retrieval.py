@@ -64,7 +64,7 @@ def test_recall_equals_a_plain_count(trained: Path, coco: Path, tmp_path: Path, 
 
 
 def test_the_command_and_where_it_looks(trained: Path, coco: Path, tmp_path: Path) -> None:
-    assert find("coco", tmp_path) == Place("coco", coco, "captions")
+    assert find("coco", tmp_path) == Place("coco", coco, "captions", known=True)
     command = ["evaluate", str(trained / "bundle"), f"evaluate.folder={tmp_path}", "--on", "coco", "--output"]
     done = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
     assert done.exit_code == 0, done.output

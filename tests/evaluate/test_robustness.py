@@ -17,14 +17,17 @@ from conftest import COLOURS, SHAPES, draw
 from labelled_samples import picture, write_class_folders
 from pocketclip.bundle import Bundle, load
 from pocketclip.cli.main import app
+from pocketclip.data.square import decode
 from pocketclip.evaluate.corruptions import AMOUNTS, STRENGTHS, WRITINGS, Writing, corrupt, write
 from pocketclip.evaluate.robustness import (
     SCRAMBLED,
     WORD,
+    Names,
     Task,
     evaluate_robustness,
     evenly,
     scramble,
+    some_of,
     wrong_candidates,
 )
 
@@ -154,6 +157,18 @@ def test_a_model_that_believes_labels_is_found_out(trained: Path, tmp_path: Path
     assert first["after"]["best"][0] == ["label", 1.0]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(first["before"]["image"]))))
     assert np.array_equal(shown, squares[0])
+
+
+def test_images_of_one_name_keep_their_own_labels(trained: Path) -> None:
+    """As a line that stands twice in a list of test images makes them."""
+    bundle = load(trained / "bundle")
+    images = {name: draw(colour, "bar", "left") for name, colour in (("a", "red"), ("b", "blue"), ("c", "green"))}
+    names = Names("x", ["a", "a", "b", "c"], [[0], [0], [1], [2]], ["red", "blue", "green"])
+    source = [("a", b"damaged"), ("a", images["a"]), ("b", images["b"]), ("c", images["c"])]
+    task = some_of(bundle, names, np.zeros((3, 4), np.float32), source)
+    assert (task.names, task.true) == (["a", "b", "c"], [[0], [1], [2]])
+    for name, square in zip(task.names, task.squares, strict=True):
+        assert np.array_equal(square, decode(images[name], bundle.recipe.image))
 
 
 def test_the_command(trained: Path, folder: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     with pytest.raises(DataError, match="missing"):
         read_results(path)
-    for content in ("{", "[]", json.dumps({"format": 2}), json.dumps({"format": 2, "results": [{}]})):
+    for content in ("{", "[]", json.dumps({"format": 3}), json.dumps({"format": 3, "results": [{}]})):
         path.write_text(content)
         with pytest.raises(DataError, match=r"results\.json: damaged"):
             read_results(path)

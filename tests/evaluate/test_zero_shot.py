@@ -43,6 +43,42 @@ def test_best_captions_equal_a_full_sort() -> None:
 
 @settings(deadline=None)
 @given(st.data())
+def test_best_captions_equal_a_stable_sort_where_many_are_equal(data: st.DataObject) -> None:
+    rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40))
+    values = st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0, float("nan")])
+    cells = data.draw(st.lists(values, min_size=rows * columns, max_size=rows * columns))
+    scores = np.array(cells, np.float32).reshape(rows, columns)
+    count = data.draw(st.integers(1, 6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero_shot, "SCORES", data.draw(st.sampled_from([1, 50, 1 << 24])))
+        found, cosines = best_captions(scores, np.eye(columns, dtype=np.float32), count)
+    if not np.isnan(scores).any():  # a product spreads what is no number over its row
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        assert found.tolist() == expected.tolist()
+        assert cosines.tolist() == np.take_along_axis(scores, expected, axis=1).tolist()
+    assert zero_shot._first(scores, count).tolist() == np.argsort(-scores, axis=1, kind="stable")[:, :count].tolist()
+
+
+def test_chance_and_intervals_of_recall() -> None:
+    """Chance beside guessing at random; a caption's interval beside images drawn again one by one."""
+    images, texts = unit(40, 8, 0), unit(100, 8, 1)
+    random = np.random.default_rng(2)
+    owner = np.concatenate([np.arange(40), random.integers(0, 40, 60)])
+    true = [np.flatnonzero(owner == image).tolist() for image in range(40)]
+    found = recall(images, texts, true)
+    guessed = [np.mean([set(random.permutation(100)[:5]) & set(own) != set() for own in true]) for _ in range(2000)]
+    assert found.chance["image_to_text_recall@5"] == pytest.approx(100 * np.mean(guessed), abs=1)
+    assert found.chance["text_to_image_recall@10"] == pytest.approx(25)
+    hits = ranks(texts, images, owner[:, None].tolist()) < 10
+    redrawn = []
+    for _ in range(3000):
+        drawn = random.integers(0, 40, 40)
+        redrawn.append(100 * np.mean(np.concatenate([hits[true[image]] for image in drawn])))
+    assert found.intervals["text_to_image_recall@10"] == pytest.approx(np.percentile(redrawn, (2.5, 97.5)), abs=2)
+
+
+@settings(deadline=None)
+@given(st.data())
 def test_ranks_and_recall_equal_a_plain_count(data: st.DataObject) -> None:
     number = data.draw(st.integers(1, 8))
     counts = data.draw(st.lists(st.integers(1, 3), min_size=number, max_size=number))
@@ -60,12 +96,12 @@ def test_ranks_and_recall_equal_a_plain_count(data: st.DataObject) -> None:
     assert ranks(images, texts, true).tolist() == plain
     found = recall(images, texts, true)
     for k in (1, 5, 10):
-        assert found[f"image_to_text_recall@{k}"] == pytest.approx(100 * np.mean([rank < k for rank in plain]))
+        assert found.values[f"image_to_text_recall@{k}"] == pytest.approx(100 * np.mean([rank < k for rank in plain]))
         hits = []
         for caption in range(total):
             order = sorted(range(number), key=lambda i: -scores[i, caption])[:k]
             hits.append(any(caption in true[image] for image in order))
-        assert found[f"text_to_image_recall@{k}"] == pytest.approx(100 * np.mean(hits))
+        assert found.values[f"text_to_image_recall@{k}"] == pytest.approx(100 * np.mean(hits))
 
 
 def test_equal_scores_never_look_like_success() -> None:

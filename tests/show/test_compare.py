@@ -6,7 +6,9 @@ from functools import partial
 
 import matplotlib as mpl
 import pytest
+from typer.testing import CliRunner
 
+from pocketclip.cli.main import app
 from pocketclip.errors import DataError, PocketCLIPError
 from pocketclip.recipe.toml import load_resolved, to_toml
 from pocketclip.show import curves, plots
@@ -123,9 +125,10 @@ def test_two_of_the_same_name_go_by_their_paths_and_nothing_is_not_escaped(runs,
     ("file", "content", "said"),
     [
         ("metrics.jsonl", None, r"half.metrics\.jsonl: missing"),
-        ("metrics.jsonl", '{"step": 10}\n', r"half: a line of its logs is damaged \(no 'pairs'\)"),
+        ("metrics.jsonl", '{"step": 10}\n', r"half.metrics\.jsonl: line 1 is damaged \(no pairs\)"),
         ("recipe.toml", None, r"half.recipe\.toml: cannot be read"),
-        ("evaluations.jsonl", "{}\n", r"half: a line of its logs is damaged \(no 'split'\)"),
+        ("evaluations.jsonl", "{}\n", r"half.evaluations\.jsonl: line 1 is damaged \(no split\)"),
+        ("metrics.jsonl", "[1]\n", r"half.metrics\.jsonl: line 1 is damaged"),
         ("evaluations.jsonl", "nothing\n", r"half.evaluations\.jsonl: damaged"),
     ],
 )
@@ -186,6 +189,19 @@ def test_accuracies_have_a_row_a_split_and_each_run_the_colour_it_has_elsewhere(
     assert axes[3].get_xlabel() == "training time (seconds)"
 
 
+def test_a_legend_tells_runs_apart_whose_paths_begin_alike():
+    names = [f"/home/someone/experiments/2026/{which}/quickstart" for which in ("first", "second")] + ["_mine"]
+    table = [line | {"run": name} for name in names for line in LOSSES[:2]]
+    with mpl.rc_context(plots.style()):
+        (legend,) = curves.losses(table).legends
+    shown = [text.get_text().strip() for text in legend.get_texts()]
+    assert len(set(shown)) == len(names)
+    assert [name.endswith(one.removeprefix("…")) for name, one in zip(names, shown, strict=True)] == [True] * 3
+    assert all(len(one) <= 30 for one in shown)
+    lines = [handle.get_color() for handle in legend.get_lines()]
+    assert len(set(lines)) == len(names)
+
+
 def test_nine_runs_are_told_apart_and_an_accuracy_of_zero_is_drawn():
     table = [line | {"run": str(n)} for n in range(9) for line in LOSSES[:2]]
     with mpl.rc_context(plots.style()):
@@ -203,6 +219,12 @@ def test_results_of_anybody_stand_beside_runs(runs, tmp_path):
     assert facts[""] == ["tiny", "theirs"]
     assert facts["Top-1 on unseen"] == ["50.0 % (chance 14.3 %, 7 captions)"] * 2
     assert facts["Pairs seen"] == ["200", ""]
+    (tmp_path / "mine.html").write_text("precious")
+    with pytest.raises(PocketCLIPError, match=r"mine\.html: is there and holds no comparison"):
+        write_comparison([theirs], tmp_path / "mine.html")
+    done = CliRunner().invoke(app, ["report", str(theirs)])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "compare.html").exists()
     alone = write_comparison([theirs, theirs], tmp_path / "alone.html")
     assert "Figures" in alone.read_text()
 

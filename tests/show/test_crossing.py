@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketclip.show.crossing import crossings
+from pocketclip.show.crossing import crossings, last_of_each_pair
 
 
 def lines(**runs: list[tuple[float, float]]) -> list[dict]:
@@ -22,6 +22,15 @@ def test_a_slow_start_overtakes() -> None:
     assert one.seconds == pytest.approx(60)
     assert one.top_1 == pytest.approx(30)
     assert str(one) == "On test, late overtakes early after 60 seconds, at 30.0 %"
+
+
+def test_of_runs_that_cross_often_the_last_time_is_said() -> None:
+    up_and_down = [(float(n), 20.0 + (-1) ** n) for n in range(9)]
+    found = crossings(lines(a=up_and_down, b=[(0, 20), (8, 20)], c=[(0, 0), (8, 40)]))
+    last = {(one.faster, one.slower): one.seconds for one in last_of_each_pair(found)}
+    assert len(found) > len(last) == 3
+    for (faster, slower), seconds in last.items():
+        assert seconds == max(one.seconds for one in found if {one.faster, one.slower} == {faster, slower})
 
 
 def test_between_evaluations_at_other_times() -> None:

@@ -85,14 +85,53 @@ def test_a_card_that_somebody_changed_is_kept(run: Path, tmp_path: Path) -> None
     first = path.read_text()
     assert export(run, "--output", tmp_path / "out").exit_code == 0
     assert path.read_text() == first
-    for mine in (first + "\nMy own words.\n", "My own card."):
-        path.write_text(mine)
+    licensed = first.replace("---\n", "---\nlicense: mit\n", 1)
+    for mine in (first + "\nMy own words.\n", "My own card.", licensed, "caf\xe9"):
+        path.write_text(mine, encoding="latin-1" if mine == "caf\xe9" else "utf-8")
         (tmp_path / "out" / "results.csv").write_text("as it was")
         done = export(run, "--output", tmp_path / "out")
         assert isinstance(done.exception, DataError)
         assert "is not as PocketCLIP wrote it" in str(done.exception)
-        assert path.read_text() == mine
+        assert path.read_text(encoding="latin-1" if mine == "caf\xe9" else "utf-8") == mine
         assert (tmp_path / "out" / "results.csv").read_text() == "as it was"
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.md"])
+def test_tables_of_another_hand_are_kept(run: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(run / "evaluation" / "results.json", tmp_path / "results.json")
+    (tmp_path / name).write_text("precious")
+    done = export(tmp_path / "results.json")
+    assert isinstance(done.exception, DataError)
+    assert f"{name}: is there, and no table of PocketCLIP's" in str(done.exception)
+    assert (tmp_path / name).read_text() == "precious"
+    (tmp_path / name).unlink()
+    for _ in range(2):  # its own may be written anew
+        assert export(tmp_path / "results.json").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"groups": []}, "groups: Input should be an object"),
+        ({"top_1": None}, "top_1: Input should be a valid number"),
+        ({"top_1": "90"}, "top_1: Input should be a valid number"),
+        ({"top_1": float("nan")}, "top_1: Input should be a finite number"),
+        ({"benchmark": 5}, "benchmark: Input should be a valid string"),
+        ({"dropped": []}, "dropped: Input should be an object"),
+        ({"intervals": {}}, "lacks an interval or a recall"),
+        ({"recall": {"x": 1.0}}, "lacks an interval or a recall"),
+        ({"images": "x"}, "images: Input should be a valid integer"),
+        ({"more": 1}, "more: Unexpected keyword argument"),
+        ({"benchmark": "a\ud800"}, "damaged"),
+    ],
+)
+def test_anybodys_results_are_checked(run: Path, tmp_path: Path, change: dict, said: str) -> None:
+    content = json.loads((run / "evaluation" / "results.json").read_text())
+    content["results"][0] |= change
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    done = export(tmp_path / "x.json", "--output", tmp_path / "out")
+    assert isinstance(done.exception, DataError), done.exception
+    assert said in str(done.exception)
 
 
 def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
@@ -109,5 +148,5 @@ def test_what_was_not_evaluated_is_named(tmp_path: Path) -> None:
         done = export(source, "--output", tmp_path / "out")
         assert isinstance(done.exception, DataError)
         assert "missing" in str(done.exception)
-    (tmp_path / "x.json").write_text(json.dumps({"format": 2, "seal": "", "results": [{}]}))
+    (tmp_path / "x.json").write_text(json.dumps({"format": 3, "seal": "", "results": [{}]}))
     assert "damaged" in str(export(tmp_path / "x.json", "--output", tmp_path / "out").exception)

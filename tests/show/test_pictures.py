@@ -55,6 +55,29 @@ def test_a_matrix_is_what_the_model_says(trained: Path, images: list[Path], capt
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_no_figure_of_ours_is_never_replaced(trained: Path, images: list[Path], tmp_path: Path) -> None:
+    captions = images[0].with_suffix(".csv")
+    captions.write_text("\n".join(CAPTIONS))
+    before = images[0].read_bytes()
+    asked = ["matrix", *images, "--captions", captions, "--bundle", trained / "bundle", "--output"]
+    for output, kept in ((images[0], "0.png"), (tmp_path / "free.png", "free.csv")):
+        (tmp_path / "free.csv").write_text("mine")
+        done = run(*asked, output)
+        assert isinstance(done.exception, DataError)
+        assert f"{kept}: is there, and not a figure of PocketCLIP's; choose another --output" in str(done.exception)
+    assert images[0].read_bytes() == before
+    assert captions.read_text() == "\n".join(CAPTIONS)
+    assert (tmp_path / "free.csv").read_text() == "mine"
+    for _ in range(2):  # one's own may be drawn anew
+        assert run(*asked, tmp_path / "m.png").exit_code == 0
+    done = run(
+        "explain", images[1], "[/]", "a [red] :dog:", "--bundle", trained / "bundle", "--output", tmp_path / "e.png"
+    )
+    assert done.exit_code == 0, done.output
+    assert "[/]: cosine" in done.output
+    assert "a [red] :dog:: cosine" in done.output
+
+
 def test_thumbnails_are_upright(tmp_path: Path) -> None:
     lying = Image.new("RGB", (40, 20), "red")
     lying.paste("blue", (0, 0, 20, 20))

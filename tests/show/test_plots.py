@@ -79,6 +79,10 @@ def test_no_percent_axis_goes_beyond_a_hundred():
 def test_all_zero_is_drawn_too():
     table = [line | {"accuracy": 0.0} for line in ACCURACY]
     assert plots.png(partial(plots.accuracy, table))
+    axes = plots.accuracy(table).axes[0]
+    end = axes.get_xlim()[1]
+    assert all(note.xy[0] < end for note in axes.texts), "each value is inside its axes, and is drawn"
+    assert len(axes.texts) == len(table)
 
 
 def test_groups_name_the_number_of_images():
@@ -95,7 +99,7 @@ def test_groups_name_the_number_of_images():
 
 def test_recall_has_a_panel_a_direction_on_one_scale():
     table = [
-        {"split": split, "direction": direction, "k": k, "recall": 10.0 * k + number + shift}
+        {"split": split, "direction": direction, "k": k, "recall": 10.0 * k + number + shift, "chance": 1.0 * k}
         for number, split in enumerate(("train", "unseen"))
         for shift, direction in enumerate(("image → caption", "caption → image"))
         for k in (1, 5)

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from pocketclip.data.rows import Row
@@ -69,7 +70,9 @@ def result(split, dropped=None):
     groups = {"animals": GroupResult(3, 66.7, 100.0), "rest <b>": GroupResult(3, 33.3, 66.7)}
     recall = {f"{way}_recall@{k}": 10.0 * k for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
     sure = {"top_1": (20.0, 80.0)}
-    return Result(split, 6, 7, 50.0, 83.3, 90.0, 14.3, 71.4, 100.0, 50.0, groups, recall, dropped or {}, intervals=sure)
+    accuracies = 50.0, 83.3, 90.0, 14.3, 71.4, 100.0, 50.0
+    guessed = {name: value / 2 for name, value in recall.items()}
+    return Result(split, 6, 7, *accuracies, groups, recall, dropped or {}, intervals=sure, chance_recall=guessed)
 
 
 def make_run(folder):
@@ -105,7 +108,10 @@ def make_run(folder):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run to change; its figures are not really drawn, which would take most of the time."""
-    monkeypatch.setattr(plots, "png", lambda _draw: b"a figure")
+    content, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", plots.SOFTWARE)
+    Image.new("RGB", (2, 2)).save(content, "PNG", pnginfo=about)
+    monkeypatch.setattr(plots, "png", lambda _draw: content.getvalue())
     return make_run(tmp_path)
 
 
@@ -300,9 +306,26 @@ def test_a_run_evaluated_on_its_training_split_alone_shows_that(run):
 
 def test_a_second_report_replaces_the_first(run):
     first = write_report(run).read_bytes()
-    (run / "figures" / "groups-gone.png").write_bytes(b"of an earlier evaluation")
+    own = (run / "figures" / "training.png").read_bytes()
+    (run / "figures" / "groups-gone.png").write_bytes(own)  # of an earlier evaluation
+    (run / "figures" / "groups-gone.csv").write_text("")
     assert write_report(run).read_bytes() == first
-    assert not (run / "figures" / "groups-gone.png").exists()
+    assert not list((run / "figures").glob("groups-gone.*"))
+
+
+def test_what_no_report_wrote_is_not_lost_by_one(run):
+    write_report(run)
+    (run / "figures" / "mine.txt").write_text("notes")
+    with pytest.raises(DataError, match=r"mine\.txt: no report wrote it, and .*figures would be replaced"):
+        write_report(run)
+    assert (run / "figures" / "mine.txt").read_text() == "notes"
+
+
+def test_an_evaluation_of_another_bundle_is_not_taken_for_this_ones(run):
+    path = run / "bundle" / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seal": "another"}))
+    with pytest.raises(DataError, match=r"results\.json: is of another bundle than lies beside it; evaluate again"):
+        write_report(run)
 
 
 def test_without_a_manifest_the_page_says_so(run):

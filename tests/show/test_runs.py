@@ -115,7 +115,9 @@ def test_json_has_the_same_for_programs(finished):
 
 def test_an_unfinished_run_has_its_best_accuracy_so_far(finished):
     run = unfinished(finished, "half", LINE)
-    found = [{"split": "unseen", "top_1": value} for value in (1.0, 3.0, 2.0)] + [{"split": "train", "top_1": 9.0}]
+    rest = dict.fromkeys(("step", "pairs", "seconds", "top_5", "chance_top_1"), 1.0)
+    of = (("unseen", 1.0), ("unseen", 3.0), ("unseen", 2.0), ("train", 9.0))
+    found = [rest | {"split": split, "top_1": value} for split, value in of]
     (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
     assert list_runs(finished.parent)[-1].top_1 == {"unseen": 3.0, "train": 9.0}
 

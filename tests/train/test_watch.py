@@ -92,6 +92,35 @@ def test_benchmarks_are_evaluated_during_training(folder: Path, tmp_path: Path, 
         train(small_recipe(folder, evaluate={"every": 1, "benchmarks": ["nope"]}), tmp_path / "other", console)
 
 
+@pytest.mark.parametrize("asked", ["{}", "mine={}"])
+def test_weights_are_chosen_by_a_benchmark_however_it_was_named(
+    folder: Path, tmp_path: Path, console: Console, asked: str
+) -> None:
+    place = tmp_path / "shapes"
+    write_class_folders(place, {f"{shape}/a.png": draw("red", shape, "left") for shape in SHAPES})
+    asked = asked.format(place)
+    by, _, _ = asked.partition("=")
+    about = {"every": 5, "splits": [], "benchmarks": [asked]}
+    run = tmp_path / "run"
+    train(small_recipe(folder, train={"epochs": 10, "best_by": by}, evaluate=about), run, console)
+    best = json.loads((run / "bundle" / "bundle.json").read_text())["training"]["best"]
+    assert best["by"] == lines(run)[0]["split"] == ("shapes" if by == asked else "mine")
+    assert best["value"] == max(line["top_1"] for line in lines(run))
+
+
+def test_a_benchmark_that_cannot_be_read_is_named_before_anything_is_trained(
+    folder: Path, tmp_path: Path, console: Console
+) -> None:
+    write_class_folders(tmp_path / "one", {"dog/a.png": b""})
+    with pytest.raises(DataError, match="has one class alone"):
+        train(
+            small_recipe(folder, evaluate={"every": 1, "benchmarks": [str(tmp_path / "one")]}),
+            tmp_path / "run",
+            console,
+        )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_interpolated_weights_are_what_is_evaluated(folder: Path, trained: Path) -> None:
     recipe = small_recipe(folder, train={"start_from": str(trained / "bundle"), "interpolation": 0.25})
     learner = Learner(recipe, choose_device("cpu", "float32"), 10)

@@ -14,8 +14,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 FIRST_RANK = os.environ.get("RANK", "0") == "0"  # of the processes that `torchrun` starts one speaks
-console = Console(soft_wrap=True, quiet=not FIRST_RANK)
-errors = Console(stderr=True, soft_wrap=True)
+console = Console(soft_wrap=True, quiet=not FIRST_RANK, emoji=False)
+errors = Console(stderr=True, soft_wrap=True, emoji=False)
 
 RecipeFile = Annotated[str, typer.Argument(help="Recipe file (TOML), or the name of one that comes with PocketCLIP.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.", show_default=False)]

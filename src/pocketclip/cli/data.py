@@ -39,11 +39,11 @@ def words(
 
     if not settings.words.dump:
         count = write_word_list(chosen_words(settings.words), path)
-        console.print(f"{path}: {count:,} words of wordfreq's list", highlight=False)
+        console.print(f"{path}: {count:,} words of wordfreq's list", highlight=False, markup=False)
         return
     with open_engine(engine, workers, address) as opened:
         count, read = count_words(Path(settings.words.dump), path, settings.words, opened, console)
-    console.print(f"{path}: {count:,} words of {read.articles:,} articles", highlight=False)
+    console.print(f"{path}: {count:,} words of {read.articles:,} articles", highlight=False, markup=False)
 
 
 @app.command()
@@ -114,9 +114,9 @@ def fetch(
         folder, size = Path(settings.data.folder), settings.image.size
         fetched = run(folder / "rows.parquet", folder / "fetched", size, settings.fetch, opened, console, retry_failed)
     for reason, count in fetched.reasons.most_common():
-        console.print(f"{count:>12,} {reason}", highlight=False)
+        console.print(f"{count:>12,} {reason}", highlight=False, markup=False)
     for (host, reason), count in fetched.hosts.most_common(10):
-        console.print(f"{count:>12,} {reason} at {host}", highlight=False)
+        console.print(f"{count:>12,} {reason} at {host}", highlight=False, markup=False)
 
 
 @app.command()
@@ -147,7 +147,7 @@ def clean(
         for reason, count in manifest[counts].items():
             console.print(f"{count:>12,} {what} dropped: {reason}", highlight=False, markup=False)
     kept = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
-    console.print(f"{folder}: {kept} rows", highlight=False)
+    console.print(f"{folder}: {kept} rows", highlight=False, markup=False)
 
 
 @app.command()
@@ -184,7 +184,7 @@ def pack(
         manifest = run(source, folder, options, console, opened)
     rows = ", ".join(f"{split} {count:,}" for split, count in manifest["rows"].items())
     licence = f" ({manifest['attribution']['licence']})" if "attribution" in manifest else ""
-    console.print(f"{folder or source}: {rows} rows{licence}", highlight=False)
+    console.print(f"{folder or source}: {rows} rows{licence}", highlight=False, markup=False)
 
 
 @app.command()
@@ -199,4 +199,4 @@ def tokenizer(recipe: RecipeFile, overrides: Overrides = None) -> None:
     learned = learn_tokenizer(split.every_caption(), settings.tokenizer)
     path = Path(settings.data.folder) / "tokenizer.json"
     save_tokenizer(learned, path)
-    console.print(f"{path}: {learned.get_vocab_size():,} entries", highlight=False)
+    console.print(f"{path}: {learned.get_vocab_size():,} entries", highlight=False, markup=False)

@@ -31,7 +31,7 @@ def check(
     if chip and chip not in CHIPS:
         raise RecipeError(f"--chip {chip}: no figures of it; known are {', '.join(CHIPS)}")
     for what, value in describe(estimate(settings, Imagined(rows, caption_tokens) if rows else None), chip):
-        console.print(f"{what:<14} {value}", highlight=False)
+        console.print(f"{what:<14} {value}", highlight=False, markup=False)
 
 
 @app.command()
@@ -42,7 +42,7 @@ def teach(recipe: RecipeFile, overrides: Overrides = None) -> None:
     settings = load_recipe(recipe, overrides or ())
     from pocketclip.train.teach import teach as run
 
-    console.print(f"{run(settings, console)}: the teacher's embeddings", highlight=False)
+    console.print(f"{run(settings, console)}: the teacher's embeddings", highlight=False, markup=False)
 
 
 @app.command()
@@ -54,7 +54,7 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: RunsFolder = Pa
     from pocketclip.train.loop import train as run
 
     bundle = run(settings, runs / settings.name, console)
-    console.print(f"{bundle}: the trained model", highlight=False)
+    console.print(f"{bundle}: the trained model", highlight=False, markup=False)
 
 
 @app.command()
@@ -75,7 +75,10 @@ def evaluate(
         typer.Option(help="Groups and attributes instead: `emoji`, or a TOML file of your own.", show_default=False),
     ] = "",
     output: Annotated[
-        Path | None, typer.Option(help="Where the results go; else `evaluation` beside the bundle.")
+        Path | None,
+        typer.Option(
+            help="Where the results go; else `evaluation` beside a run's bundle, NAME-evaluation beside another."
+        ),
     ] = None,
 ) -> None:
     """Measure a trained model: zero-shot accuracy and retrieval on its recipe's splits, or on benchmarks."""
@@ -92,7 +95,8 @@ def evaluate(
         names = tuple(name for some in split for name in some if name)
         changes |= {"splits": (), "benchmarks": names}
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update=changes)})
-    folder = output or bundle.resolve().parent / "evaluation"
+    beside = bundle.resolve()  # a run's folder has one bundle, another may hold several
+    folder = output or beside.with_name("evaluation" if beside.name == "bundle" else f"{beside.name}-evaluation")
     if bias:
         from pocketclip.evaluate.bias import evaluate_bias
 
@@ -134,7 +138,9 @@ def convert(
 
     converted = run(source, destination, to, tokenizer, activation)
     compared = ", ".join(f"{difference:.1e} ({who})" for who, difference in converted.differences.items())
-    console.print(f"{destination}: {converted.format}; embeddings differ by at most {compared}", highlight=False)
+    console.print(
+        f"{destination}: {converted.format}; embeddings differ by at most {compared}", highlight=False, markup=False
+    )
 
 
 @app.command()
@@ -145,7 +151,7 @@ def report(
     ] = None,
 ) -> None:
     """Draw the figures of a run and put them into one page; of several runs, a page that compares them."""
-    if len(run) == 1 and output is None:
+    if len(run) == 1 and output is None and run[0].suffix != ".json":
         from pocketclip.show.report import write_report
 
         page = write_report(run[0])
@@ -153,7 +159,7 @@ def report(
         from pocketclip.show.compare import write_comparison
 
         page = write_comparison(run, output or run[0].resolve().parent / "compare.html")
-    console.print(f"{page}: open it in a browser", highlight=False)
+    console.print(f"{page}: open it in a browser", highlight=False, markup=False)
 
 
 @app.command()

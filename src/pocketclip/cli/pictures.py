@@ -28,7 +28,7 @@ def matrix(
     model = load(bundle)
     found = model.encode_texts(texts) @ model.encode_images(images).T
     write_matrix(images, texts, found.numpy(), output)
-    console.print(f"{output}: {len(images)} images against {len(texts)} captions", highlight=False)
+    console.print(f"{output}: {len(images)} images against {len(texts)} captions", highlight=False, markup=False)
 
 
 @app.command()
@@ -58,5 +58,7 @@ def explain(
         output,
     )
     for one, caption in zip(found, captions, strict=True):
-        console.print(f"{caption}: cosine {one.cosine:.3f} ({one.blank:.3f} without any picture)", highlight=False)
-    console.print(f"{output}: which patches count", highlight=False)
+        console.print(
+            f"{caption}: cosine {one.cosine:.3f} ({one.blank:.3f} without any picture)", highlight=False, markup=False
+        )
+    console.print(f"{output}: which patches count", highlight=False, markup=False)

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from pocketclip.evaluate.results import CUTS, GroupResult
 from pocketclip.evaluate.zero_shot import top_k
 
-RESAMPLES = 10_000
+RESAMPLES, CLUSTERED_RESAMPLES = 10_000, 2_000  # the second are really drawn, cluster by cluster
+DRAWN = 1 << 22  # numbers that are held at a time
 
 
 def by_group(rank: NDArray[np.int64], groups: list[str]) -> dict[str, GroupResult]:
@@ -55,6 +56,22 @@ def interval(rank: NDArray[np.int64], k: int) -> tuple[float, float]:
     """The 95 % interval of a top-k alone, percent."""
     redrawn = np.random.default_rng(k).binomial(len(rank), top_k(rank, k) / 100, RESAMPLES)
     return _middle(redrawn / len(rank))
+
+
+def clustered_interval(right: NDArray[np.bool_], clusters: NDArray[np.int64]) -> tuple[float, float]:
+    """The 95 % interval of a share, percent, where whole clusters are drawn again: captions go with their image.
+
+    right: whether each answer is right. clusters: the number of the cluster that each belongs to.
+    """
+    _, member = np.unique(clusters, return_inverse=True)
+    size, hits = np.bincount(member), np.bincount(member, weights=right)
+    random, shares = np.random.default_rng(0), list[NDArray[np.float64]]()
+    at_once = max(1, DRAWN // len(size))
+    for start in range(0, CLUSTERED_RESAMPLES, at_once):
+        count = min(at_once, CLUSTERED_RESAMPLES - start)
+        times = random.multinomial(len(size), np.full(len(size), 1 / len(size)), count)
+        shares.append((times @ hits) / (times @ size))
+    return _middle(np.concatenate(shares))
 
 
 def _middle(shares: NDArray[np.float64]) -> tuple[float, float]:

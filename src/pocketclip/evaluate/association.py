@@ -5,13 +5,15 @@ size and permutation test; with images as in Steed and Caliskan 2021); Geyik et 
 search and recommendation systems", section 3 (skew, NDKL).
 """
 
-from itertools import combinations
+from collections.abc import Iterator
+from itertools import combinations, islice
 from math import comb, log
 
 import numpy as np
 from numpy.typing import NDArray
 
 EXACT = 20_000  # partitions; where there are more, as many are drawn by lot
+VALUES = 1 << 22  # numbers of partitions that are held at a time
 Numbers = NDArray[np.float64]
 
 
@@ -24,25 +26,39 @@ def effect_size(first: Numbers, second: Numbers) -> float:
     return float(first.mean() - second.mean()) / spread if spread > 0 else 0.0
 
 
-def p_value(first: Numbers, second: Numbers) -> float:
+def p_values(first: Numbers, second: Numbers) -> Numbers:
     """How often means of groups of the same sizes, dealt by lot, lie as far apart as these or further; two-sided.
 
+    first, second: [members, attributes], the groups' associations with each attribute. Returns [attributes].
     All partitions are counted where there are at most EXACT; else that many are drawn, these groups being one of them.
     """
     both, size = np.concatenate([first, second]), len(first)
-    distance = abs(first.mean() - second.mean()) * (1 - 1e-9)  # equal ones shall count whatever rounding says
+    count, total = len(both), both.sum(axis=0)
+    distance = np.abs(first.mean(axis=0) - second.mean(axis=0)) * (1 - 1e-9)  # rounding shall not part equal ones
+    further, dealt = np.zeros(both.shape[1]), 0
+    for chosen in _partitions(count, size):
+        inside = np.zeros((len(chosen), count))
+        np.put_along_axis(inside, chosen, 1, axis=1)
+        sums = inside @ both
+        further += (np.abs(sums / size - (total - sums) / (count - size)) >= distance).sum(axis=0)
+        dealt += len(chosen)
+    these = 0 if comb(count, size) <= EXACT else 1  # drawn ones hardly have them among them
+    result: Numbers = (further + these) / (dealt + these)
+    return result
 
-    def apart(total: Numbers) -> NDArray[np.bool_]:
-        means = total / size - (both.sum() - total) / (len(both) - size)
-        result: NDArray[np.bool_] = np.abs(means) >= distance
-        return result
 
-    if comb(len(both), size) <= EXACT:
-        totals = np.array([both[list(chosen)].sum() for chosen in combinations(range(len(both)), size)])
-        return float(apart(totals).mean())
+def _partitions(count: int, size: int) -> Iterator[NDArray[np.int64]]:
+    """Which of `count` are in the first group: [partitions, size], some at a time."""
+    at_once = max(1, VALUES // count)
+    if comb(count, size) <= EXACT:
+        every = combinations(range(count), size)
+        while some := list(islice(every, at_once)):
+            yield np.array(some)
+        return
     random = np.random.default_rng(0)
-    totals = np.array([random.permutation(both)[:size].sum() for _ in range(EXACT - 1)])
-    return float((1 + apart(totals).sum()) / EXACT)
+    for start in range(0, EXACT - 1, at_once):
+        drawn = random.random((min(at_once, EXACT - 1 - start), count))
+        yield np.argpartition(drawn, size - 1, axis=1)[:, :size]
 
 
 def skews(ranked: NDArray[np.int64], groups: int, k: int) -> Numbers:

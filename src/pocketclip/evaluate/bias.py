@@ -15,8 +15,9 @@ Of the embedded emoji, by gender and by skin tone, with their occupations; or of
 """
 
 import json
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -32,9 +33,9 @@ from pocketclip.data.labelled.folders import ClassFolders, images_below
 from pocketclip.data.labelled.kinds import Dropped
 from pocketclip.errors import DataError
 from pocketclip.evaluate.accuracy import interval
-from pocketclip.evaluate.association import effect_size, max_skew, ndkl, p_value, skews
+from pocketclip.evaluate.association import effect_size, max_skew, ndkl, p_values, skews
 from pocketclip.evaluate.benchmarks.catalogue import PROMPTS, spoken
-from pocketclip.evaluate.dropped import say
+from pocketclip.evaluate.dropped import counted, say, write_dropped
 from pocketclip.evaluate.embed import Encoded, embed_images, progress_of
 from pocketclip.evaluate.prompts import class_embeddings
 from pocketclip.evaluate.zero_shot import Embeddings, ranks, top_k
@@ -54,7 +55,7 @@ class People:
 
     images: [images, width]. by: what groups are told by -> their names, and the group of each image, -1 for none.
     attributes: their names. texts: [attributes, width]. own: the attribute that is true of each image, -1 for none;
-    nothing where no image has one.
+    nothing where no image has one. dropped: what could not be used.
     """
 
     name: str
@@ -64,6 +65,7 @@ class People:
     texts: Embeddings
     own: Groups | None
     k: int = K
+    dropped: Sequence[Dropped] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +144,17 @@ class Bias:
 
 
 def evaluate_bias(bundle: Bundle, asked: str, output: Path, console: Console) -> Bias:
-    """Measure; asked: "emoji", or the path of a TOML file. Writes NAME-bias.json.
+    """Measure; asked: "emoji", or the path of a TOML file. Writes NAME-bias.json, and NAME-bias-dropped.jsonl.
 
     Raises DataError where the file or its folders cannot be used.
     """
     people = emoji_people(bundle, console) if asked == EMOJI else own_people(bundle, Path(asked), console)
     found = judge(people)
     with whole_file(output / f"{people.name}-bias.json") as temporary:
-        about = {"seal": bundle.seal, **asdict(found)}
+        about = {"seal": bundle.seal, "dropped": counted(people.dropped), **asdict(found)}
         temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_dropped(output / f"{people.name}-bias-dropped.jsonl", people.dropped)
+    say(people.name, people.dropped, console)
     return found
 
 
@@ -161,12 +165,12 @@ def judge(people: People) -> Bias:
     associations, searches, accuracies = list[Association](), list[Search](), list[GroupAccuracy]()
     for by, (names, group) in people.by.items():
         sizes[by] = {name: int((group == number).sum()) for number, name in enumerate(names)}
+        for first, second in combinations(range(len(names)), 2):
+            ones, others = cosines[group == first], cosines[group == second]
+            sizes_of = [effect_size(ones[:, number], others[:, number]) for number in range(len(people.attributes))]
+            for each in zip(people.attributes, sizes_of, p_values(ones, others).tolist(), strict=True):
+                associations.append(Association(by, names[first], names[second], *each))
         for number, attribute in enumerate(people.attributes):
-            for first, second in combinations(range(len(names)), 2):
-                each = cosines[group == first, number], cosines[group == second, number]
-                associations.append(
-                    Association(by, names[first], names[second], attribute, effect_size(*each), p_value(*each))
-                )
             searches.append(_search(by, attribute, names, group, cosines[:, number], people.k))
         if people.own is not None:
             accuracies += _accuracies(by, names, group, people, people.own)
@@ -250,7 +254,6 @@ def own_people(bundle: Bundle, path: Path, console: Console) -> People:
 
     progress = progress_of(console, about["name"], len(items))
     kept, images = embed_images(bundle, items, lambda item: item[1], refuse, lambda item: (item[0], item[2]), progress)
-    say(about["name"], dropped, console)
     group = np.array([number for number, _ in kept], dtype=np.int64)
     for number, (name, folder) in enumerate(folders.items()):
         if (group == number).sum() < 2:
@@ -263,6 +266,7 @@ def own_people(bundle: Bundle, path: Path, console: Console) -> People:
         texts=class_embeddings(bundle, list(prompts.values())),
         own=np.array([own for _, own in kept], dtype=np.int64) if in_classes else None,
         k=about["k"],
+        dropped=dropped,
     )
 
 
@@ -285,8 +289,10 @@ def _described(path: Path) -> dict[str, Any]:
         isinstance(some, list) and some and all(isinstance(one, str) for one in some) for some in attributes.values()
     ):
         raise DataError(f"{path}: [attributes] has to give each attribute a list of captions")
-    if not isinstance(about["k"], int) or about["k"] < 1 or not isinstance(about["name"], str):
-        raise DataError(f"{path}: k is a number from 1 on, name a text")
+    if not isinstance(about["k"], int) or about["k"] < 1:
+        raise DataError(f"{path}: k = {about['k']!r}: has to be a number from 1 on")
+    if not isinstance(about["name"], str) or not re.fullmatch(r"\w[\w.-]*", about["name"]):
+        raise DataError(f"{path}: name = {about['name']!r}: has to be of letters, digits, dots, - and _")
     for name, place in groups.items():
         if not (path.parent / place).is_dir():
             raise DataError(f"{path}: groups.{name}: {path.parent / place}: no such folder")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketclip.evaluate.accuracy import by_group, chance, intervals, mean_top_1
+from pocketclip.evaluate.accuracy import by_group, chance, clustered_interval, intervals, mean_top_1
 from pocketclip.evaluate.results import CUTS, Result
 from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
 from pocketclip.files import whole_file
@@ -40,8 +40,17 @@ class Candidates:
     texts: Embeddings
 
 
-def recall(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Recall@1/5/10, percent: an image finds one of its captions, a caption finds one of its images.
+@dataclass(frozen=True)
+class Recall:
+    """Recall@1/5/10 by its name, percent; what chance would give; and its 95 % intervals, by bootstrap over images."""
+
+    values: dict[str, float]
+    chance: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+
+
+def recall(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]]) -> Recall:
+    """How often an image finds one of its captions, and a caption one of its images.
 
     images: [images, width]; texts: [captions, width], the captions of these images alone, each once.
     true: for each image the indices of its captions.
@@ -51,8 +60,16 @@ def recall(images: Embeddings, texts: Embeddings, true: Sequence[Sequence[int]])
         for caption in captions:
             owners[caption].append(image)
     to_text, to_image = ranks(images, texts, true), ranks(texts, images, owners)
-    found = {f"image_to_text_recall@{k}": top_k(to_text, k) for k in CUTS}
-    return found | {f"text_to_image_recall@{k}": top_k(to_image, k) for k in CUTS}
+    right = {"image_to_text": list(map(len, true)), "text_to_image": list(map(len, owners))}
+    drawn = {"image_to_text": range(len(images)), "text_to_image": [own[0] for own in owners]}
+    found = Recall({}, {}, {})
+    for way, rank, candidates in (("image_to_text", to_text, len(texts)), ("text_to_image", to_image, len(images))):
+        for k in CUTS:
+            name = f"{way}_recall@{k}"
+            found.values[name] = top_k(rank, k)
+            found.chance[name] = chance(np.array(right[way]), candidates, k)
+            found.intervals[name] = clustered_interval(rank < k, np.array(drawn[way]))
+    return found
 
 
 def judge(
@@ -65,6 +82,7 @@ def judge(
     place = {index: position for position, index in enumerate(own)}
     groups = by_group(rank, embedded.groups)
     right = np.array([len(captions) for captions in true])
+    found = recall(embedded.images, texts[own], [[place[c] for c in captions] for captions in true])
     result = Result(
         benchmark=name,
         images=len(true),
@@ -77,10 +95,11 @@ def judge(
         chance_top_10=chance(right, len(texts), 10),
         mean_group_top_1=mean_top_1(groups),
         groups=groups,
-        recall=recall(embedded.images, texts[own], [[place[c] for c in captions] for captions in true]),
+        recall=found.values,
         dropped=dict(embedded.dropped),
         kind=kind,
-        intervals=intervals(rank, groups),
+        intervals=intervals(rank, groups) | found.intervals,
+        chance_recall=found.chance,
     )
     return result, rank
 

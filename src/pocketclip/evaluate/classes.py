@@ -81,10 +81,10 @@ def _probed(
     """Accuracies of what learns from the training images, percent; none where there are no such images."""
     try:
         source = open_labelled(place.path, "train")
+        known = embed_labelled(bundle, benchmark, source, console)
     except DataError as error:
         console.print(f"{benchmark.name}: no probe: {error}", highlight=False, markup=False)
         return {}
-    known = embed_labelled(bundle, benchmark, source, console)
     say(f"{benchmark.name}, training images", known.dropped, console)
     given = known.images, known.labels, embedded.images, len(benchmark.classes)
     linear, inverse = linear_probe(*given)

@@ -45,7 +45,7 @@ def explain(bundle: Bundle, pixels: Pixels, texts: Embeddings) -> list[Explanati
     """
     size, patch = len(pixels), bundle.recipe.image_tower.patch_size
     side = size // patch
-    image = torch.from_numpy(pixels)[None]
+    image = torch.from_numpy(pixels.copy())[None]  # Pillow's memory is read-only
     blank = image.float().mean(dim=(1, 2), keepdim=True).round().to(torch.uint8).expand_as(image)
     device = bundle.device.device
     whole, nothing = (normalise(one.to(device), bundle.recipe.image) for one in (image, blank))

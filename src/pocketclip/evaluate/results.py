@@ -12,19 +12,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pocketclip.errors import DataError
 from pocketclip.files import whole_file
 
-FORMAT = 2
+FORMAT = 3
 CUTS = (1, 5, 10)
+RECALLS = tuple(f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in CUTS)
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")  # of a file that may be anybody's
 
 
 @dataclass(frozen=True)
 class GroupResult:
     """Accuracy on the images of one group or class, percent."""
 
+    __pydantic_config__: ClassVar = STRICT
     images: int
     top_1: float
     top_5: float
@@ -38,6 +43,7 @@ class Result:
     chance_top_1 and so on: what blind guessing would get.
     mean_group_top_1: the mean over groups, so that large groups do not hide small ones.
     recall: image_to_text_recall@k and text_to_image_recall@k, within the benchmark's own images and captions.
+    chance_recall: what blind guessing would get of each of them.
     dropped: reason -> images that could not be evaluated.
     kind: what images were compared with: "captions" of all of a data set's splits, "classes", which are the groups, or
         "retrieval", the benchmark's own captions.
@@ -46,6 +52,7 @@ class Result:
     missing: classes of the benchmark of which there was no image.
     """
 
+    __pydantic_config__: ClassVar = STRICT
     benchmark: str
     images: int
     candidates: int
@@ -63,6 +70,7 @@ class Result:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     further: dict[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    chance_recall: dict[str, float] = field(default_factory=dict)
 
     @property
     def against(self) -> str:
@@ -116,22 +124,26 @@ def write_results(path: Path, bundle: str, seal: str, results: Sequence[Result])
 
 def _of_same_bundle(path: Path, seal: str) -> list[Result]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return read_results(path) if content["format"] == FORMAT and content["seal"] == seal else []
-    except (OSError, ValueError, KeyError, TypeError, DataError):  # of an earlier version or damaged: made anew
+        return read_results(path, seal)
+    except DataError:  # missing, of an earlier version or another bundle, or damaged: made anew
         return []
 
 
-def read_results(path: Path) -> list[Result]:
-    """Read results.json; raises DataError if it is missing or of another format."""
+def read_results(path: Path, seal: str | None = None) -> list[Result]:
+    """Read results.json, which may be anybody's; raises DataError if it is missing, damaged or of another format.
+
+    seal: of the bundle whose results they have to be; None: any.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise DataError(f"{path}: format {content['format']}, this version reads {FORMAT}; evaluate again")
-        return [_result(one) for one in content["results"]]
+        if seal is not None and content["seal"] != seal:
+            raise DataError(f"{path}: is of another bundle than lies beside it; evaluate again")
+        return [_result(path, one) for one in content["results"]]
     except FileNotFoundError:
         raise DataError(f"{path}: missing; `pocketclip evaluate BUNDLE` writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); evaluate again") from None
 
 
@@ -146,7 +158,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: damaged ({error})") from None
 
 
-def _result(values: dict[str, Any]) -> Result:
-    groups = {name: GroupResult(**group) for name, group in values["groups"].items()}
-    intervals = {name: (float(low), float(high)) for name, (low, high) in values["intervals"].items()}
-    return Result(**{**values, "groups": groups, "intervals": intervals, "missing": tuple(values["missing"])})
+def _result(path: Path, values: Any) -> Result:
+    try:
+        found: Result = TypeAdapter(Result).validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: damaged: {where or 'a result'}: {first['msg']}; evaluate again") from None
+    recalls = set(RECALLS) if found.recall else set()
+    if "top_1" not in found.intervals or not set(found.recall) == set(found.chance_recall) == recalls:
+        raise DataError(f"{path}: damaged: {found.benchmark}: lacks an interval or a recall; evaluate again")
+    return found

@@ -47,7 +47,7 @@ def evaluate_captioned(bundle: Bundle, place: Place, output: Path, console: Cons
     write_predictions(output / f"{place.name}-predictions.jsonl", names, embedded, candidates, rank)
     if bundle.recipe.evaluate.robustness:
         about = Names(place.name, embedded.names, true_of(embedded, candidates), candidates.captions)
-        images = ((item.name, item.image) for item in open_captioned(place.path).items([]))
+        images = ((item.name, item.image) for item in open_captioned(place.path, place.name).items([]))
         evaluate_robustness(bundle, some_of(bundle, about, candidates.texts, images), output, console)
     write_dropped(output / f"{place.name}-dropped.jsonl", embedded.lost)
     say(place.name, embedded.lost, console)
@@ -55,7 +55,7 @@ def evaluate_captioned(bundle: Bundle, place: Place, output: Path, console: Cons
 
 
 def _embedded(bundle: Bundle, place: Place, console: Console | None = None) -> EmbeddedSet:
-    source, lost = open_captioned(place.path), list[Dropped]()
+    source, lost = open_captioned(place.path, place.name), list[Dropped]()
 
     def image(item: Captioned) -> bytes | Path:
         if not _distinct(item):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pocketclip.bundle import Bundle
-from pocketclip.data.images import Pixels
+from pocketclip.data.images import BadImage, Pixels
 from pocketclip.evaluate.accuracy import interval
 from pocketclip.evaluate.corruptions import AMOUNTS, STRENGTHS, WRITINGS, Writing, corrupt, write
 from pocketclip.evaluate.embed import Encoded, square
@@ -201,10 +201,10 @@ def some_of(bundle: Bundle, names: Names, texts: Embeddings, images: Iterable[tu
 
     images: those of the source with their names, of which `names` has the ones that can be used.
     """
-    chosen = evenly(names.names, bundle.recipe.evaluate.robustness_images)
     true = dict(zip(names.names, names.true, strict=True))
-    squares = squares_of(bundle, images, chosen)
-    return Task(names.name, chosen, [true[one] for one in chosen], names.candidates, list(squares.values()), texts)
+    squares = squares_of(bundle, images, evenly(list(true), bundle.recipe.evaluate.robustness_images))
+    own = [true[one] for one in squares]
+    return Task(names.name, list(squares), own, names.candidates, list(squares.values()), texts)
 
 
 def evenly(names: Sequence[str], most: int) -> list[str]:
@@ -218,8 +218,11 @@ def squares_of(bundle: Bundle, images: Iterable[tuple[str, Encoded]], wanted: Se
     left, found = set(wanted), dict[str, Pixels]()
     for name, image in images:
         if name in left:
-            left.remove(name)
-            found[name] = square(image, bundle.recipe.image)
+            try:
+                found[name] = square(image, bundle.recipe.image)
+                left.remove(name)
+            except BadImage:  # of two of one name it is the other that was evaluated
+                continue
         if not left:
             break
-    return {name: found[name] for name in wanted}
+    return {name: found[name] for name in wanted if name in found}

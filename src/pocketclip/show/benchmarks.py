@@ -193,7 +193,9 @@ def group_accuracies(table: Table) -> Figure:
     for number, line in enumerate(table):
         spread = [[line["top_1"] - line["low"]], [line["high"] - line["top_1"]]]
         axes.errorbar(line["top_1"], number, xerr=spread, fmt="o", color=BLUE, ecolor=SKY, capsize=3)
-    axes.set_yticks(range(len(table)), [f"{line['by']}: {line['group']} ({line['images']:,})" for line in table])
+    axes.set_yticks(
+        range(len(table)), [f"{fitted(line['by'] + ': ' + line['group'], 28)} ({line['images']:,})" for line in table]
+    )
     axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 103))
     axes.set_xlabel("top-1 (%) with its 95 % interval, by group (images in it)")
     axes.tick_params(axis="y", length=0)

@@ -15,20 +15,21 @@ from pocketclip.files import whole_file, whole_folder
 from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import differences, load_resolved
 from pocketclip.show import curves, plots
-from pocketclip.show.crossing import crossings
+from pocketclip.show.crossing import crossings, last_of_each_pair
 from pocketclip.show.page import Drawing, Picture, document, duration, figure
 from pocketclip.show.report import evaluation_line
 from pocketclip.show.run import count_parameters, json_object, read_evaluations, read_metrics, short_names
 
+SENTENCES = 10  # on crossings, under their figure
 OWN = "runs.csv"  # by which a folder of a comparison is known
-LOGGED = ("step", "pairs", "seconds", "loss")
+SHOWN = ("step", "pairs", "seconds", "loss")
 
 
 @dataclass(frozen=True)
 class ComparedRun:
     """What is known of a run, finished or not, or of results alone, whose recipe nobody knows.
 
-    metrics: LOGGED of each line of its log. evaluations: as `evaluation_line` gives them. results: of its bundle, by
+    metrics: SHOWN of each line of its log. evaluations: as `evaluation_line` gives them. results: of its bundle, by
     split; empty where it was not evaluated.
     """
 
@@ -60,8 +61,9 @@ def write_comparison(sources: Sequence[Path], page: Path) -> Path:
     runs = [_read(source, name) for source, name in zip(sources, short_names(sources), strict=True)]
     facts, pictures = dict(_facts(runs)), list(_pictures(runs))
     beside = page.with_suffix("")
-    if beside.exists() and not (beside / OWN).exists():
-        raise DataError(f"{beside}: is there and holds no comparison; choose another --output")
+    for there in (beside, page):
+        if there.exists() and not (beside / OWN).exists():
+            raise DataError(f"{there}: is there and holds no comparison; choose another --output")
     with whole_folder(beside) as folder:
         (folder / OWN).write_text(_as_csv(runs, facts), encoding="utf-8")
         for picture in pictures:
@@ -77,11 +79,8 @@ def _read(folder: Path, name: str) -> ComparedRun:
         return ComparedRun(name, None, [], [], {one.benchmark: one for one in read_results(folder)}, None, "")
     recipe = load_resolved(folder / "recipe.toml")
     results, environment = folder / "evaluation" / "results.json", folder / "environment.json"
-    try:
-        metrics = [{column: line[column] for column in LOGGED} for line in read_metrics(folder)]
-        evaluations = [evaluation_line(name, line) for line in read_evaluations(folder)]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{folder}: a line of its logs is damaged (no {error}); train the run anew") from None
+    metrics = [{column: line[column] for column in SHOWN} for line in read_metrics(folder)]
+    evaluations = [evaluation_line(name, line) for line in read_evaluations(folder)]
     return ComparedRun(
         name=name,
         recipe=recipe,
@@ -162,7 +161,7 @@ def _pictures(runs: Sequence[ComparedRun]) -> Iterator[Picture]:
             "accuracy-in-training",
             "Zero-shot accuracy during training",
             "How often a right caption was the first choice, at each evaluation (dots) of the runs that have some."
-            + "".join(f" {one}." for one in crossings(accuracy)),
+            + "".join(f" {one}." for one in last_of_each_pair(crossings(accuracy))[:SENTENCES]),
         )
 
 

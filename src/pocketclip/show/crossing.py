@@ -45,6 +45,11 @@ def crossings(table: Table) -> list[Crossing]:
     ]
 
 
+def last_of_each_pair(found: Sequence[Crossing]) -> list[Crossing]:
+    """What holds at the end: runs that are near each other cross many times before."""
+    return list({(one.split, frozenset((one.faster, one.slower))): one for one in found}.values())
+
+
 def _between(
     split: str,
     names: tuple[str, str],

@@ -1,10 +1,11 @@
 """Figures of what changes while runs train: over pairs seen on the left, over training time on the right."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from pocketclip.show.plots import BLACK, BLUE, ORANGE, SKY, VERMILION, WIDTH, Table
@@ -13,7 +14,7 @@ from pocketclip.show.text import fitted
 GREEN, PURPLE = "#009E73", "#CC79A7"  # Okabe and Ito's too
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 DASHES = ("-", "--", ":")  # where there are more lines than colours
-LABELS = 3  # in a row of a legend
+LABELS, LETTERS = 3, 30  # in a row of a legend, of each
 
 
 def losses(table: Table) -> Figure:
@@ -29,10 +30,10 @@ def losses(table: Table) -> Figure:
         look = _look(number)
         for axes, places in zip(panels, _places(lines, table), strict=True):
             axes.plot(places, [line["loss"] for line in lines], **look | {"linewidth": 0.7}, alpha=0.35)
-            axes.plot(places, [line["smoothed_loss"] for line in lines], **look, label=fitted(run, 30))
+            axes.plot(places, [line["smoothed_loss"] for line in lines], **look, label=run)
     _finish(panels, table)
     panels[0].set(ylabel="contrastive loss (nats)", ylim=(0, 1.05 * max(line["loss"] for line in table)))
-    _legend(figure, panels[:1])
+    _legend(figure, runs)
     return figure
 
 
@@ -53,13 +54,14 @@ def accuracies(table: Table, lines_by: str, names: Sequence[str]) -> Figure:
             for axes, places in zip(panels, _places(lines, table), strict=True):
                 if lines:
                     values = [line["top_1"] for line in lines]
-                    axes.plot(places, values, **_look(number), marker=".", label=fitted(name, 30))
+                    axes.plot(places, values, **_look(number), marker=".")
         _finish(panels, table)
         panels[0].set_ylabel(f"{fitted(row, 16)}: top-1 (%)" if row else "top-1 (%)")
         panels[0].set_ylim(0, min(102, 1.15 * max(line["top_1"] for line in shown)) or 1)
     for axes in grid[:-1].flat:
         axes.set_xlabel("")
-    _legend(figure, grid[:, 0])
+    drawn = {line[lines_by] for line in table}
+    _legend(figure, names, [name in drawn for name in names])
     return figure
 
 
@@ -95,11 +97,17 @@ def _legend_height(names: Sequence[str]) -> float:
     return 0.2 * -(-len(names) // LABELS)
 
 
-def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend for all lines of some panels."""
-    found: dict[str, Any] = {}
-    for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    columns = min(LABELS, len(found))
-    figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=columns, frameon=False)
+def _legend(figure: Figure, names: Sequence[str], drawn: Sequence[bool] = ()) -> None:
+    """One legend for the lines of all panels. drawn: which of the names have some; all where nothing is said."""
+    shown = [number for number in range(len(names)) if not drawn or drawn[number]]
+    handles = [Line2D([], [], **_look(number)) for number in shown]
+    labels = short_labels([names[number] for number in shown], LETTERS)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(LABELS, len(shown)), frameon=False)
+
+
+def short_labels(names: Sequence[str], letters: int) -> list[str]:
+    """Names cut to so many letters at the end; where two would be one, at the beginning, which paths have in common."""
+    found = [fitted(name, letters) for name in names]
+    if len(set(found)) < len(set(names)):
+        found = [fitted(name if len(name) <= letters else f"…{name[1 - letters :]}", letters) for name in names]
+    return [f" {label}" if label.startswith("_") else label for label in found]  # which matplotlib passes over

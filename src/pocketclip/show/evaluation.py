@@ -17,6 +17,7 @@ from pocketclip.show.explanation import explained
 from pocketclip.show.page import Drawing, Picture
 from pocketclip.show.run import FinishedRun
 
+EXPLAINED = 10  # images in a figure
 SHOWN = 20  # classes, mistakes or attributes in a figure
 
 
@@ -140,7 +141,7 @@ def _explained(result: Result, folder: Path, seal: str) -> Iterator[Picture]:
         f"What counts in an image: {name}",
         "Which patches the cosine with an image's own caption comes from, and that with the nearest wrong one; what "
         "all patches add is the cosine less that of an image of nothing but the mean colour.",
-        plots.png(partial(explained, images, captions)),
+        plots.png(partial(explained, images[:EXPLAINED], captions[:EXPLAINED])),
         f"explained-{name}.json",
         json.dumps(captions, indent=2, ensure_ascii=False) + "\n",
     )

@@ -25,13 +25,14 @@ COLUMNS = (
     "run", "benchmark", "kind", "images", "candidates", "top_1", "top_1_low", "top_1_high", "top_5", "top_10",
     "chance_top_1", "chance_top_5", "chance_top_10", "mean_group_top_1", "dropped",
 )  # fmt: skip
+HEAD = "| top-1, % (95 % interval; chance)"
 
 
 def export_results(sources: Sequence[Path], output: Path) -> list[Path]:
     """Write results.csv and results.md of some runs into a folder, and the model card of each run into its bundle.
 
     sources: folders of evaluated runs, or results.json files, which get no card. Returns what was written.
-    Raises DataError where there are no results, and where a card is not as it was written here.
+    Raises DataError where there are no results, and where a card or a table is not as it was written here.
     """
     names = short_names(sources)
     results = [
@@ -40,6 +41,8 @@ def export_results(sources: Sequence[Path], output: Path) -> list[Path]:
     cards = [(source, card(FinishedRun(source))) for source in sources if source.is_dir()]
     for source, _ in cards:
         _require_untouched(source / "bundle" / "README.md")
+    for name, beginning in (("results.csv", ",".join(COLUMNS)), ("results.md", HEAD)):
+        _require_own(output / name, beginning)
     written = [(output / "results.csv", _as_csv(names, results)), (output / "results.md", _as_markdown(names, results))]
     written += [(source / "bundle" / "README.md", text) for source, text in cards]
     for path, content in written:
@@ -73,7 +76,7 @@ def _as_markdown(names: Sequence[str], results: Sequence[Sequence[Result]]) -> s
         [_cell(benchmark), *(_figure(some[benchmark]) if benchmark in some else "" for some in by_name)]
         for benchmark in benchmarks
     ]
-    head = ["top-1, % (95 % interval; chance)", *map(_cell, names)]
+    head = [HEAD.strip("| "), *map(_cell, names)]
     return "\n".join([_row(head), _row(["---"] * len(head)), *map(_row, rows)]) + "\n"
 
 
@@ -95,12 +98,12 @@ def _cell(text: str) -> str:
 
 def card(run: FinishedRun) -> str:
     """The text of README.md in a bundle: the head that the Hub reads, and what a user should know."""
-    body = "\n".join(_body(run))
-    return f"---\n{_head(run)}---\n{MARK.format(_digest(body))}\n{body}\n"
+    head, body = f"---\n{_head(run)}---\n", "\n".join(_body(run)) + "\n"
+    return f"{head}{MARK.format(_digest(head + body))}\n{body}"
 
 
-def _digest(body: str) -> str:
-    return hashlib.sha256(body.strip().encode()).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
 def _require_untouched(path: Path) -> None:
@@ -108,9 +111,16 @@ def _require_untouched(path: Path) -> None:
     if not path.exists():
         return
     pattern = re.escape(MARK).replace(r"\{\}", "([0-9a-f]{16})")
-    found = re.search(f"^{pattern}\n(.*)", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-    if not found or _digest(found[2]) != found[1]:
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    found = re.fullmatch(f"(.*?)^{pattern}\n(.*)", text, flags=re.M | re.S)
+    if not found or _digest(found[1] + found[3]) != found[2]:
         raise DataError(f"{path}: is not as PocketCLIP wrote it; move it away, and take your words over afterwards")
+
+
+def _require_own(path: Path, beginning: str) -> None:
+    """Raise DataError where a table of another hand has the name of one that is to be written."""
+    if path.exists() and not path.read_bytes().startswith(beginning.encode()):
+        raise DataError(f"{path}: is there, and no table of PocketCLIP's; choose another --output")
 
 
 def _head(run: FinishedRun) -> str:

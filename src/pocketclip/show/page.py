@@ -217,14 +217,15 @@ def _attribution(manifest: dict[str, Any]) -> str:
 
 
 def _commands(run: FinishedRun) -> str:
-    folder = shlex.quote(str(run.folder))
+    where = run.folder if run.folder.name else run.folder.resolve()  # `report .`
+    folder = shlex.quote(str(where))
     data = shlex.quote(run.recipe.data.folder)
     lines = [f"# the shards go into {run.recipe.data.folder}"]
     source = str(run.manifest.get("source"))
     if source.startswith("openmoji"):
         cut = " --validation" if "validation" in source else ""
-        lines = [f"pocketclip pack openmoji {data} --size {run.manifest.get('image_size', 72)}{cut}"]
-    runs = shlex.quote(str(run.folder.parent))
+        lines = [f"pocketclip pack openmoji {data} --size {shlex.quote(str(run.manifest.get('image_size', 72)))}{cut}"]
+    runs = shlex.quote(str(where.parent))
     elsewhere = "" if runs == "runs" else f" --runs {runs}"
     lines += [] if run.recipe.train.start_from else ["pocketclip tokenizer recipe.toml"]
     lines += [

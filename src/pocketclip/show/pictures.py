@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pocketclip.data.images import LARGEST_IMAGE, BadImage, Pixels, open_image, read_file, to_square
 from pocketclip.errors import DataError
 from pocketclip.files import text_lines, whole_file
 from pocketclip.show.explanation import explanations
-from pocketclip.show.plots import cosines, png
+from pocketclip.show.plots import SOFTWARE, cosines, png
 
 THUMBNAIL = 160  # pixels
 MOST = 20  # images or captions, of which a figure can still be read
@@ -28,6 +29,7 @@ def write_matrix(
 
     matrix: [captions, images]. Raises DataError where an image cannot be shown.
     """
+    require_free(output, ".csv")
     thumbnails = [thumbnail(path) for path in images]
     _write_png(output, png(partial(cosines, thumbnails, captions, matrix)))
     with (
@@ -52,6 +54,7 @@ def write_explanations(
 
     pixels: as the model saw them. values, blanks: the image's cosine with each caption, and that of its mean colour.
     """
+    require_free(output, ".json")
     _write_png(output, png(partial(explanations, pixels, captions, values, patches)))
     table = [
         {"caption": caption, "cosine": value, "cosine_of_mean_colour": blank, "patches": np.asarray(one).tolist()}
@@ -84,8 +87,36 @@ def thumbnail(path: Path) -> Pixels:
         raise DataError(f"{path}: {error}") from None
 
 
+def require_free(figure: Path, data: str) -> None:
+    """Raise DataError where a figure, or the file of its numbers beside it, would replace what is not an earlier one.
+
+    data: the suffix of that file.
+    """
+    if figure.suffix.lower() != ".png":
+        raise DataError(f"{figure}: the figure is a PNG; let its name end with .png")
+    if is_own(figure):
+        return
+    for path in (figure, figure.with_suffix(data)):
+        if path.exists():
+            raise DataError(f"{path}: is there, and not a figure of PocketCLIP's; choose another --output")
+
+
+def is_own(figure: Path) -> bool:
+    """Whether a file is a figure that was drawn here."""
+    try:
+        with Image.open(figure, formats=["PNG"]) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def require_own_pictures(folder: Path) -> None:
+    """Raise DataError where a folder of figures, which is to be replaced, holds something of another hand."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not is_own(path.with_suffix(".png")):
+            raise DataError(f"{path}: no report wrote it, and {folder} would be replaced; move it away")
+
+
 def _write_png(path: Path, content: bytes) -> None:
-    if path.suffix.lower() != ".png":
-        raise DataError(f"{path}: the figure is a PNG; let its name end with .png")
     with whole_file(path) as temporary:
         temporary.write_bytes(content)

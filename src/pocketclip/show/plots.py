@@ -30,6 +30,7 @@ DOTS_PER_INCH = 192  # two dots a CSS pixel
 SMALL = 9.0  # points
 SMALLEST_CELL, LARGEST_CELL, LARGEST_ROW = 0.44, 1.2, 0.47  # inches; a value needs the first, two lines the last
 RIGHT = "\N{CHECK MARK}"
+SOFTWARE = "PocketCLIP"  # what a figure says that it was drawn by
 
 
 def style() -> dict[Any, Any]:
@@ -54,7 +55,7 @@ def png(draw: Callable[[], Figure]) -> bytes:
     with mpl.rc_context(style()):
         figure = draw()
         FigureCanvasAgg(figure)
-        figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+        figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": SOFTWARE})
     return content.getvalue()
 
 
@@ -102,8 +103,9 @@ def accuracy(table: Table) -> Figure:
     axes = figure.subplots()
     lines = {f"top-{k}": [line for line in table if line["k"] == k] for k in (1, 5)}
     right = {label: [line["accuracy"] for line in some] for label, some in lines.items()}
-    _bars(axes, splits, right, {label: [line["chance"] for line in some] for label, some in lines.items()})
-    _percent_axis([axes], 1.55 * max(line["accuracy"] for line in table))
+    chance = {label: [line["chance"] for line in some] for label, some in lines.items()}
+    _bars(axes, [fitted(split, 24, 2) for split in splits], right, chance)
+    _percent_axis([axes], 1.55 * max(max(line["accuracy"], line["chance"]) for line in table))
     axes.set_xlabel("images with a right caption among the first k (%)")
     _legend(figure, axes)
     return figure
@@ -127,7 +129,7 @@ def groups(table: Table) -> Figure:
 def recall(table: Table) -> Figure:
     """Recall@k of each split, from images to captions and from captions to images.
 
-    table: split, direction, k, recall in percent.
+    table: split, direction, k, and in percent recall and chance.
     """
     splits = list(dict.fromkeys(line["split"] for line in table))
     directions = list(dict.fromkeys(line["direction"] for line in table))
@@ -136,9 +138,14 @@ def recall(table: Table) -> Figure:
     panels = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
     for axes, direction in zip(panels, directions, strict=True):
         lines = [line for line in table if line["direction"] == direction]
-        _bars(axes, splits, {f"recall@{k}": [line["recall"] for line in lines if line["k"] == k] for k in cuts})
+        names = [fitted(split, 24, 2) for split in splits]
+        found, chance = (
+            {f"recall@{k}": [line[value] for line in lines if line["k"] == k] for k in cuts}
+            for value in ("recall", "chance")
+        )
+        _bars(axes, names, found, chance, said=False)
         axes.set(title=direction, xlabel="found among the first k (%)")
-    _percent_axis(panels, 1.3 * max(line["recall"] for line in table))
+    _percent_axis(panels, 1.3 * max(max(line["recall"], line["chance"]) for line in table))
     _legend(figure, panels[0])
     return figure
 
@@ -231,8 +238,12 @@ def _bars(
     names: Sequence[str],
     series: dict[str, list[float]],
     chance: dict[str, list[float]] | None = None,
+    said: bool = True,
 ) -> None:
-    """Horizontal bars in groups, the first name on top, each with its value at its end and a mark at its chance."""
+    """Horizontal bars in groups, the first name on top, each with its value at its end and a mark at its chance.
+
+    said: whether chance is written beside the value.
+    """
     thickness = 0.8 / len(series)
     for number, (label, values) in enumerate(series.items()):
         places = np.arange(len(names)) + (number - (len(series) - 1) / 2) * thickness
@@ -240,7 +251,8 @@ def _bars(
         notes, ends = [percent(value) for value in values], values
         if chance:
             guessed = chance[label]
-            notes = [f"{note} (chance {percent(value)})" for note, value in zip(notes, guessed, strict=True)]
+            if said:
+                notes = [f"{note} (chance {percent(value)})" for note, value in zip(notes, guessed, strict=True)]
             ends = [max(pair) for pair in zip(values, guessed, strict=True)]
             low, high = places - thickness / 2, places + thickness / 2
             axes.vlines(guessed, low, high, color=BLACK, linewidth=2, label="" if number else "chance")

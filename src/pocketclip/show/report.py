@@ -13,7 +13,8 @@ from pocketclip.show import curves, plots
 from pocketclip.show.evaluation import evaluation_pictures
 from pocketclip.show.examples import best_and_worst, ranking, spread_images
 from pocketclip.show.page import Drawing, Picture, page
-from pocketclip.show.run import EvaluatedSplit, FinishedRun
+from pocketclip.show.pictures import require_own_pictures
+from pocketclip.show.run import EVALUATED, EvaluatedSplit, FinishedRun
 from pocketclip.show.tuning import changes_table, draw_changes
 
 MATRIX_IMAGES = 10
@@ -27,9 +28,11 @@ def write_report(run: Path) -> Path:
     run: the folder of a run that was trained and evaluated; the shards that its recipe names are read for thumbnails.
     Figures of an earlier report are replaced. Returns the page's path.
 
-    Raises DataError naming the file that is missing or damaged, and the command that writes it.
+    Raises DataError naming the file that is missing or damaged, and the command that writes it; and one in RUN/figures
+    that no report wrote.
     """
     finished = FinishedRun(run)
+    require_own_pictures(run / "figures")
     pictures = list(_pictures(finished))
     with whole_folder(run / "figures") as folder:
         for picture in pictures:
@@ -91,8 +94,7 @@ def _accuracy_in_training(run: FinishedRun) -> Picture:
 
 def evaluation_line(run: str, line: dict[str, Any]) -> dict[str, Any]:
     """What figures and their tables use of a line of evaluations.jsonl."""
-    names = ("split", "step", "pairs", "seconds", "top_1", "top_5", "chance_top_1")
-    return {"run": run} | {name: line[name] for name in names}
+    return {"run": run} | {name: line[name] for name in EVALUATED}
 
 
 def _accuracy(run: FinishedRun) -> Picture:
@@ -140,7 +142,13 @@ def _groups(split: EvaluatedSplit) -> Iterator[Picture]:
 def _recall(run: FinishedRun) -> Picture:
     directions = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
     table = [
-        {"split": result.benchmark, "direction": direction, "k": int(k), "recall": recall}
+        {
+            "split": result.benchmark,
+            "direction": direction,
+            "k": int(k),
+            "recall": recall,
+            "chance": result.chance_recall[name],
+        }
         for result in run.results
         for name, recall in result.recall.items()
         for kind, _, k in [name.partition("_recall@")]
@@ -150,7 +158,7 @@ def _recall(run: FinishedRun) -> Picture:
         "recall",
         "Retrieval",
         "How often one of an image's captions, or one of a caption's images, is among the first k that the model finds "
-        "within the same split; small splits are easier.",
+        "within the same split; small splits are easier, as the black marks of blind guessing show.",
     )
 
 

@@ -22,6 +22,9 @@ from pocketclip.recipe.schema import Recipe
 from pocketclip.recipe.toml import load_resolved
 
 Vectors = NDArray[np.float32]
+LOGGED = ("step", "pairs", "seconds", "loss", "learning_rate", "memory_mb")
+EVALUATED = ("split", "step", "pairs", "seconds", "top_1", "top_5", "chance_top_1")
+TRAINING = {"steps", "pairs", "seconds", "loss"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,13 @@ class FinishedRun:
         self.metrics, self.evaluations = read_metrics(folder), read_evaluations(folder)
         unfinished = "`pocketclip train` writes it when the run is complete; the same command goes on with it"
         bundle = json_object(folder / "bundle" / "bundle.json", unfinished)
-        self.training: dict[str, Any] = bundle["training"]
+        self.training: dict[str, Any] = bundle.get("training", {})
+        if not isinstance(self.training, dict) or not set(self.training) >= TRAINING:
+            raise DataError(f"{folder / 'bundle' / 'bundle.json'}: does not tell of its training; train the run anew")
         self.seal = str(bundle.get("seal", ""))
-        self.results = read_results(_existing(folder / "evaluation" / "results.json", self._evaluating))
+        self.results = read_results(
+            _existing(folder / "evaluation" / "results.json", self._evaluating), self.seal or None
+        )
         self.data = Path(self.recipe.data.folder)
         self.manifest = read_manifest(self.data) if (self.data / "manifest.json").exists() else {}
 
@@ -171,13 +178,24 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     lines = read_lines(_existing(path, f"`pocketclip train` writes it; is {folder} a run's folder?"))
     if not lines:
         raise DataError(f"{path}: holds no whole line; train the run anew")
+    _require_keys(path, lines, LOGGED)
     return lines
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's evaluations during training; none where there were none."""
     path = folder / "evaluations.jsonl"
-    return read_lines(path) if path.exists() else []
+    lines = read_lines(path) if path.exists() else []
+    _require_keys(path, lines, EVALUATED)
+    return lines
+
+
+def _require_keys(path: Path, lines: Sequence[Any], keys: Sequence[str]) -> None:
+    """Raise DataError where a line of a log lacks what figures are made of."""
+    for number, line in enumerate(lines, start=1):
+        lacking = [key for key in keys if not isinstance(line, dict) or key not in line]
+        if lacking:
+            raise DataError(f"{path}: line {number} is damaged (no {lacking[0]}); train the run anew")
 
 
 def _of_length_one(vectors: NDArray[Any]) -> Vectors:

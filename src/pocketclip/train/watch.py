@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import nn
 
 from pocketclip.bundle import Bundle
-from pocketclip.evaluate.benchmarks.catalogue import Place, find
-from pocketclip.evaluate.everything import measure_all
+from pocketclip.evaluate.benchmarks.catalogue import Place
+from pocketclip.evaluate.everything import measure_all, usable_places
 from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.splits import require_splits
 from pocketclip.model.clip import CLIP
@@ -75,8 +75,10 @@ class Watch:
         self.places: list[Place] = []
         if self.interval:
             self.ranks.first_does(lambda: require_splits(self.data, recipe.evaluate.splits))
-            about = recipe.evaluate
-            self.places = self.ranks.first_does(lambda: [find(name, Path(about.folder)) for name in about.benchmarks])
+            self.places = self.ranks.first_does(lambda: usable_places(recipe.evaluate))
+            for asked, place in zip(recipe.evaluate.benchmarks, self.places, strict=True):
+                if self.by in (asked, asked.partition("=")[0]):
+                    self.by = place.name
 
     def due(self, step: int) -> bool:
         """Whether the weights after a step are to be evaluated, and have not been."""
@@ -125,7 +127,9 @@ class Watch:
         length = self._write([position | _figures(result) | {"evaluation_seconds": took} for result in results])
         found = [f"{one.benchmark} top-1 {one.top_1:.1f} %, top-5 {one.top_5:.1f} %" for one in results]
         said = ", ".join(found or [f"mean loss {loss:.3f}"])
-        self.console.print(f"step {step}/{self.learner.steps}  {said}  evaluated in {took:.1f} s", highlight=False)
+        self.console.print(
+            f"step {step}/{self.learner.steps}  {said}  evaluated in {took:.1f} s", highlight=False, markup=False
+        )
         seen = replace(self.seen, step=step, seconds=self.seen.seconds + took, log_bytes=length, losses=0.0, steps=0)
         values = {one.benchmark: one.top_1 for one in results} | {"loss": loss}
         return self._judged(seen, values[self.by], model) if self.by else seen

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 from pocketclip.data.columns import Columns
 from pocketclip.data.labelled.kinds import SPLITS, Dropped
-from pocketclip.data.labelled.tars import lines_of, rows_of_tar, split_tars
+from pocketclip.data.labelled.tars import complete, lines_of, rows_of_tar, split_tars
 from pocketclip.data.sources import OUTSIDE, inside, texts_in
 from pocketclip.data.tables import LARGEST_JSON, SUFFIXES, Table
 from pocketclip.errors import DataError
 
+LISTS = ("dataset_*.json", "annotations/captions_val*.json", "captions_val*.json")  # Karpathy's, COCO's
 FOLDERS = (
     "images",
     "Images",
@@ -54,7 +55,7 @@ class CaptionedTars:
     total: int | None = None
 
     def __init__(self, folder: Path) -> None:
-        self.paths = split_tars(folder, "test")
+        self.paths = complete(split_tars(folder, "test"))
 
     @staticmethod
     def known(folder: Path) -> bool:
@@ -104,9 +105,10 @@ class CaptionedTable:
         dropped += [Dropped(self.table.path.name, reason) for reason, count in reasons.items() for _ in range(count)]
 
 
-def open_captioned(place: Path) -> CaptionedSource:
+def open_captioned(place: Path, name: str = "") -> CaptionedSource:
     """The images for testing at a place.
 
+    name: of the data set, where lists of several lie together.
     place: a folder of clip-benchmark's, of COCO's (`annotations/captions_val2017.json` and `val2017`), with one of
         Karpathy's lists, or with Hugging Face's test-*.parquet; or a list or a table itself.
     Raises DataError where nothing of that is there.
@@ -117,8 +119,8 @@ def open_captioned(place: Path) -> CaptionedSource:
         return _list(place) if place.suffix.lower() == ".json" else CaptionedTable(place)
     if CaptionedTars.known(place):
         return CaptionedTars(place)
-    for pattern in ("dataset_*.json", "annotations/captions_val*.json", "captions_val*.json"):
-        found = sorted(place.glob(pattern))
+    for pattern in LISTS:
+        found = sorted(place.glob(pattern), key=lambda path: (path.stem == f"dataset_{name}", path))
         if found:
             return _list(found[-1])  # of COCO's years the last
     tables = [path for name in SPLITS["test"] for path in sorted(place.glob(f"**/{name}-*.parquet"))]
@@ -132,7 +134,9 @@ def open_captioned(place: Path) -> CaptionedSource:
 
 def is_captioned(place: Path) -> bool:
     """Whether what lies at a place of one's own is for retrieval rather than for classes."""
-    return place.suffix.lower() in set(SUFFIXES) - {".parquet"} if place.is_file() else CaptionedTars.known(place)
+    if place.is_file():
+        return place.suffix.lower() in set(SUFFIXES) - {".parquet"}
+    return CaptionedTars.known(place) or any(next(place.glob(pattern), None) for pattern in LISTS)
 
 
 def _list(path: Path) -> CaptionedSource:
@@ -162,7 +166,9 @@ def _name(image: dict[str, Any]) -> str:
 def _root(path: Path, names: Iterable[str]) -> Path:
     """The folder in which a list's images lie: the first usual one that has one of the first hundred."""
     year = re.sub(r"^captions_|\.json$", "", path.name)
-    roots = [folder / name for folder in (path.parent, path.parent.parent) for name in (year, *FOLDERS)]
+    roots = [
+        folder / name for folder in (path.parent, path.parent.parent) for name in (year, f"images/{year}", *FOLDERS)
+    ]
     some = [name for name, _ in zip(names, range(100), strict=False)]
     for root in roots:
         real = root.resolve()

@@ -4,7 +4,9 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html, Krizhevsky 2009, "Learning 
 images". A pickle can run any code when it is loaded; here it can name NumPy's arrays and nothing else.
 """
 
+import io
 import pickle
+import pickletools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ class CifarImages:
         self.batches = [folder / name for name in BATCHES[split] if (folder / name).is_file()]
         if not self.batches:
             raise DataError(f"{folder}: has none of CIFAR's {split} batches ({', '.join(BATCHES[split])})")
+        missing = [name for name in BATCHES[split][:-1] if not (folder / name).is_file()]
+        if missing and self.batches != [folder / BATCHES[split][-1]]:
+            raise DataError(f"{folder}: has no {', '.join(missing)}; fetch CIFAR-10 again")
         self.total: int | None = None
         self.classes = self._names()
 
@@ -94,8 +99,9 @@ def _unpickled(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise DataError(f"{path}: has more than {LARGEST:,} bytes, which no batch of CIFAR has")
-        with path.open("rb") as file:
-            found = _ArraysAlone(file, encoding="latin-1").load()
+        content = path.read_bytes()
+        _check_places(path, content)
+        found = _ArraysAlone(io.BytesIO(content), encoding="latin-1").load()
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{path}: refused: it holds more than arrays ({error}), and loading that could run code; fetch it again "
@@ -110,6 +116,13 @@ def _unpickled(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}: holds no dictionary, as CIFAR's batches do; fetch it again")
     return {_text(key): value for key, value in found.items()}
+
+
+def _check_places(path: Path, content: bytes) -> None:
+    """Raise DataError where a pickle numbers what it remembers beyond its own size: Python makes room up to there."""
+    for word, argument, _ in pickletools.genops(content):
+        if "PUT" in word.name and int(argument or 0) > len(content):
+            raise DataError(f"{path}: damaged: it remembers something as number {argument:,}; fetch it again")
 
 
 def _text(name: Any) -> str:

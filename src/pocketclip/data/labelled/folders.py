@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pocketclip.data.labelled.kinds import SPLITS, Dropped, Labelled
 from pocketclip.data.rows import storable
-from pocketclip.data.sources import IMAGE_SUFFIXES
+from pocketclip.data.sources import IMAGE_SUFFIXES, OUTSIDE, inside
 from pocketclip.errors import DataError
 from pocketclip.files import text_lines
 
@@ -28,13 +28,10 @@ class ClassFolders:
     total: int | None = None
 
     def __init__(self, folder: Path, split: str) -> None:
-        inside = [folder / name for name in SPLITS[split] if (folder / name).is_dir()]
-        if not inside and split != "test":
-            raise DataError(f"{folder}: has no folder {SPLITS[split][0]!r} of class folders")
-        self.folder = inside[0] if inside else folder
+        self.folder = _split_of(folder, split)
         self.classes = tuple(map(storable, _folders(self.folder)))
         if not self.classes:
-            raise DataError(f"{self.folder}: has no folder for each class")
+            raise DataError(f"{self.folder}: has no folder for each class; put each class's images into one")
 
     @staticmethod
     def known(folder: Path) -> bool:
@@ -45,7 +42,7 @@ class ClassFolders:
         """See LabelledImages; in the order of the names."""
         dropped += [Dropped(name, "not in a class folder") for name in _files(self.folder) if _is_image(name)]
         for label in _folders(self.folder):
-            for path, _, names in sorted(os.walk(self.folder / label, onerror=_unreadable)):
+            for path, inner, names in sorted(os.walk(self.folder / label, onerror=_unreadable)):
                 for name in sorted(name for name in names if not name.startswith(".")):
                     place = Path(path) / name
                     shown = storable(place.relative_to(self.folder).as_posix())
@@ -53,6 +50,9 @@ class ClassFolders:
                         yield Labelled(shown, place, storable(label))
                     else:
                         dropped.append(Dropped(shown, "file of another kind"))
+                for link in sorted(name for name in inner if (Path(path) / name).is_symlink()):
+                    shown = storable((Path(path) / link).relative_to(self.folder).as_posix())
+                    dropped.append(Dropped(shown, "link to a folder"))
 
 
 class ListedImages:
@@ -68,7 +68,7 @@ class ListedImages:
         path = _list(folder, split)
         if path is None:
             raise DataError(f"{folder}: has none of the lists {', '.join(LISTS[split])}")
-        self.folder = folder / LISTED
+        self.folder = (folder / LISTED).resolve()
         self.names = [line.split()[0] for line in text_lines(path, LARGEST_LIST) if not line.startswith("#")]
         self.total: int | None = len(self.names)
 
@@ -81,10 +81,11 @@ class ListedImages:
         """See LabelledImages; in the order of the list."""
         for name in self.names:
             label, _, stem = name.rpartition("/")
-            if name.startswith("/") or ".." in name.split("/"):
-                dropped.append(Dropped(name, "path outside the folder"))
+            path = inside(self.folder, f"{name}.jpg")
+            if path is None:
+                dropped.append(Dropped(name, OUTSIDE))
             else:
-                yield Labelled(name, self.folder / f"{name}.jpg", label or re.sub(r"_\d+$", "", stem))
+                yield Labelled(name, path, label or re.sub(r"_\d+$", "", stem))
 
 
 def images_below(folder: Path, in_classes: bool, dropped: list[Dropped]) -> Iterator[tuple[str, Path]]:
@@ -100,6 +101,20 @@ def images_below(folder: Path, in_classes: bool, dropped: list[Dropped]) -> Iter
                 yield "", Path(path) / name
             else:
                 dropped.append(Dropped(name, "file of another kind"))
+
+
+def _split_of(folder: Path, split: str) -> Path:
+    """The folder of a split's class folders: that of its name, or for testing the whole, where it has no splits.
+
+    ImageNet's `test` is a heap of images without labels, beside a `val` of class folders.
+    """
+    named = [folder / name for name in SPLITS[split] if (folder / name).is_dir()]
+    if named:
+        return next((one for one in named if _folders(one)), named[0])
+    parts = {name for names in SPLITS.values() for name in names}
+    if split != "test" or parts & set(_folders(folder)):
+        raise DataError(f"{folder}: has no folder {SPLITS[split][0]!r} of class folders")
+    return folder
 
 
 def _list(folder: Path, split: str) -> Path | None:

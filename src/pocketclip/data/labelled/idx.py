@@ -71,6 +71,8 @@ def read_idx(path: Path, sides: int) -> NDArray[np.uint8]:
                 raise DataError(f"{path}: not an IDX file of {SIDES[sides]}; fetch it again")
             shape = tuple(int(side) for side in np.frombuffer(header, ">u4", offset=4))
             size = math.prod(shape)
+            if 0 in shape[1:]:
+                raise DataError(f"{path}: says that its images have no pixels; fetch it again")
             if size > LARGEST:
                 raise DataError(f"{path}: says that it has {size:,} bytes, more than {LARGEST:,}")
             values = file.read(size + 1)

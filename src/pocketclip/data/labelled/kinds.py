@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from pocketclip.data.images import Pixels
 
-SPLITS = {"test": ("test", "val", "validation"), "train": ("train",)}  # and what folders and files call them
+SPLITS = {"test": ("test", "val", "validation", "valid"), "train": ("train",)}  # and what folders and files call them
 
 
 @dataclass(frozen=True, slots=True)

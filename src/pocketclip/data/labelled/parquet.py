@@ -1,5 +1,6 @@
 """Parquet as Hugging Face's `datasets` writes it: images as bytes, a column of labels, their names in the metadata."""
 
+import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,8 @@ from pocketclip.data.outcomes import arrow
 from pocketclip.data.parquet import ROWS, features_of, first_line, open_parquet
 from pocketclip.errors import DataError
 
+UNKNOWN = -1
+
 
 class ParquetImages:
     """SPLIT-*.parquet, or SPLIT.parquet, in a folder or in its `data`; a file alone is for testing."""
@@ -18,7 +21,7 @@ class ParquetImages:
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path, split: str) -> None:
-        self.place, self.paths = place, _paths(place, split)
+        self.place, self.paths = place, _complete(_paths(place, split))
         if not self.paths:
             raise DataError(f"{place}: has no {SPLITS[split][0]}-*.parquet")
         self.total: int | None = 0
@@ -56,14 +59,36 @@ class ParquetImages:
 
 
 def _paths(place: Path, split: str) -> list[Path]:
+    """The files of a split; of several for testing, as validation and test, the first that has labels."""
     if place.is_file():
         return [place] if place.suffix == ".parquet" and split == "test" else []
-    for folder in (place, place / "data"):
-        for name in SPLITS[split]:
-            found = sorted([*folder.glob(f"{name}-*.parquet"), *folder.glob(f"{name}.parquet")])
-            if found:
-                return found
-    return []
+    candidates = [
+        found
+        for folder in (place, place / "data")
+        for name in SPLITS[split]
+        if (found := sorted([*folder.glob(f"{name}-*.parquet"), *folder.glob(f"{name}.parquet")]))
+    ]
+    return next((found for found in candidates if len(candidates) == 1 or _has_labels(found[0])), [])
+
+
+def _has_labels(path: Path) -> bool:
+    """Whether the first row has a label; -1 is what Hugging Face writes where there is none."""
+    with open_parquet(path) as file:
+        _, label = _columns(path, file.schema_arrow)
+        first = next(file.iter_batches(1, columns=[label]), None)
+        return first is not None and first.to_pylist()[0][label] != UNKNOWN
+
+
+def _complete(paths: list[Path]) -> list[Path]:
+    """The same; raises DataError where their names say that some are missing."""
+    there = [match for path in paths if (match := re.search(r"-(\d+)-of-(\d+)\.parquet$", path.name))]
+    missing = sorted(set(range(int(there[0][2]))) - {int(match[1]) for match in there}) if there else []
+    if missing:
+        some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{paths[0].parent}: {len(there)} of {int(there[0][2])} files are there, not {some}; fetch them"
+        )
+    return paths
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:

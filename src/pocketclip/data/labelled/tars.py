@@ -20,6 +20,7 @@ from pocketclip.errors import DataError
 from pocketclip.files import text_lines
 
 CLASSES, TEMPLATES, KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
+SHARDS = "nshards.txt"
 LARGEST_LIST = 1 << 26  # bytes
 LONGEST_LABEL = 32  # bytes
 
@@ -33,7 +34,7 @@ class TarImages:
         kind = lines_of(folder / KIND)
         if kind and kind[0] != "classification":
             raise DataError(f"{folder / KIND}: says {kind[0]!r}; of classes alone is known what to do with")
-        self.paths = split_tars(folder, split)
+        self.paths = complete(split_tars(folder, split))
         self.classes = tuple(lines_of(folder / CLASSES))
         if not self.paths or not self.classes:
             raise DataError(f"{folder}: has no {CLASSES} with {split}/0.tar, ...")
@@ -94,6 +95,20 @@ def split_tars(folder: Path, split: str) -> list[Path]:
         if found:
             return sorted(found, key=lambda path: int(path.stem))
     return []
+
+
+def complete(tars: list[Path]) -> list[Path]:
+    """The same; raises DataError where one of their numbers is missing, or there are fewer than nshards.txt says."""
+    said = lines_of(tars[0].parent / SHARDS) if tars else []
+    count = int(said[0]) if said and said[0].isdecimal() and len(said[0]) < LONGEST_LABEL else 0
+    count = max(count, 1 + max((int(path.stem) for path in tars), default=-1))
+    if len(tars) < count:
+        there = {int(path.stem) for path in tars}
+        first = next(number for number in range(count) if number not in there)
+        raise DataError(
+            f"{tars[0].parent}: {len(tars):,} of {count:,} tars are there, not {first}.tar; fetch the others"
+        )
+    return tars
 
 
 def lines_of(path: Path) -> list[str]:

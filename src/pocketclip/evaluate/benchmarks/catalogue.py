@@ -10,6 +10,7 @@ prompts    `{}` stands for the class; the words are ours
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,6 +24,7 @@ from pocketclip.data.labelled.kinds import SPLITS, LabelledImages
 from pocketclip.errors import DataError
 
 PROMPTS = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "a {} seen from nearby", "one {}", "{}")
+NEARLY = 0.8  # of difflib's likeness
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Benchmark:
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:
-        return {_folded(key): number for number, key in enumerate(self.keys)}
+        return numbers_of(self.keys)
 
     def number(self, label: int | str) -> int | None:
         """A class's number here by the source's number or name; None where it is not known."""
         if isinstance(label, str):
-            return self._numbers.get(_folded(label))
+            return self._numbers.get(label, self._numbers.get(_folded(label)))
         return self.order[label] if 0 <= label < len(self.order) else None
 
     def prompts_by_class(self) -> list[list[str]]:
@@ -58,11 +60,15 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Place:
-    """A benchmark's name, where its files are, and whether it has classes or captions."""
+    """A benchmark's name, where its files are, and whether it has classes or captions.
+
+    known: whether it is the one of that name, rather than somebody's own.
+    """
 
     name: str
     path: Path
     kind: str = "classes"
+    known: bool = False
 
 
 def known_benchmarks() -> list[str]:
@@ -76,23 +82,24 @@ def find(asked: str, folder: Path) -> Place:
     """Where a benchmark lies.
 
     asked: NAME, looked for in the usual places below `folder`; NAME=PATH; or the PATH of one's own, whose name then is
-        its own.
-    Raises DataError where nothing is there, saying where it was looked for.
+        that of its folder, or any other NAME=PATH.
+    Raises DataError where nothing is there, saying where it was looked for, and where two things could be meant.
     """
     name, given, path = asked.partition("=")
     if given:
-        if name not in known_benchmarks():
-            raise DataError(f"{asked}: no benchmark {name!r}; {_known(name)}")
-        return Place(name, _there(Path(path)), _read(name)["kind"])
+        return _given(asked, name, Path(path))
     if asked not in known_benchmarks():
         own = Path(asked)
         if not own.exists():
             raise DataError(f"{asked}: no such folder and no benchmark of that name; {_known(asked)}")
-        return Place(_named(own.resolve()), own, "captions" if is_captioned(own) else "classes")
+        name = _named(own.resolve())
+        if name in known_benchmarks():
+            raise DataError(f"{asked}: if that is {name}, say {name}={asked}; if it is not, my-{name}={asked}")
+        return _own(name, own)
     usual = [folder / name for name in _read(asked)["folders"]]
     for one in usual:
         if one.is_dir():
-            return Place(asked, one, _read(asked)["kind"])
+            return Place(asked, one, _read(asked)["kind"], known=True)
     raise DataError(
         f"{asked}: not found in {', '.join(map(str, usual))}; put it there, set evaluate.folder, or say {asked}=PATH"
     )
@@ -103,7 +110,7 @@ def describe(place: Place, source: LabelledImages) -> Benchmark:
 
     Raises DataError where the source is another data set than its name says, or says nothing of its classes.
     """
-    if place.name in known_benchmarks():
+    if place.known:
         found = _read(place.name)
         keys, classes = tuple(found["classes"]), tuple(found["classes"].values())
         order, ignored = _order(place, source.classes, keys), tuple(found["ignored"])
@@ -111,15 +118,20 @@ def describe(place: Place, source: LabelledImages) -> Benchmark:
     keys = source.classes
     if not keys:
         raise DataError(f"{place.path}: does not say what its classes are called")
+    if len(keys) < 2:
+        raise DataError(f"{place.path}: has one class alone, {keys[0]!r}; there is nothing to tell apart")
     prompts = tuple(template for template in source.templates if "{}" in template)
     classes = keys if prompts else tuple(map(spoken, keys))  # names that come with prompts are made for them
+    twice = [key for key, name in zip(keys, classes, strict=True) if classes.count(name) > 1] if not prompts else []
+    if twice:
+        raise DataError(f"{place.path}: classes {twice[0]!r} and {twice[1]!r} have one name in a prompt; rename one")
     return Benchmark(place.name, place.name, prompts or PROMPTS, keys, classes, tuple(range(len(keys))))
 
 
 def _order(place: Place, theirs: Sequence[str], keys: Sequence[str]) -> tuple[int | None, ...]:
     """Our number of each class that a source numbers: by its name where the names are ours, else in the same order."""
-    numbers = {_folded(key): number for number, key in enumerate(keys)}
-    by_name = tuple(numbers.get(_folded(name)) for name in theirs)
+    numbers = numbers_of(keys)
+    by_name = tuple(numbers.get(name, numbers.get(_folded(name))) for name in theirs)
     if theirs and 2 * sum(number is not None for number in by_name) >= min(len(theirs), len(keys)):
         return by_name
     if theirs and len(theirs) != len(keys):
@@ -128,6 +140,13 @@ def _order(place: Place, theirs: Sequence[str], keys: Sequence[str]) -> tuple[in
             f"({', '.join(keys[:3])}, ...); is it that data set?"
         )
     return tuple(range(len(keys)))
+
+
+def numbers_of(keys: Sequence[str]) -> Mapping[str, int]:
+    """Each class's number by its name, and by what is left of that in other writing where no other has the same."""
+    common = Counter(map(_folded, keys))
+    folded = {_folded(key): number for number, key in enumerate(keys) if common[_folded(key)] == 1}
+    return folded | {key: number for number, key in enumerate(keys)}
 
 
 def spoken(key: str) -> str:
@@ -150,10 +169,22 @@ def _named(path: Path) -> str:
     return f"{path.parent.name}-{path.name}" if path.name in parts else path.stem if path.is_file() else path.name
 
 
-def _there(path: Path) -> Path:
+def _given(asked: str, name: str, path: Path) -> Place:
+    """What NAME=PATH means: a known benchmark, or one's own by a name that is not nearly a known one's."""
     if not path.exists():
         raise DataError(f"{path}: no such folder or file")
-    return path
+    if name in known_benchmarks():
+        return Place(name, path, _read(name)["kind"], known=True)
+    near = get_close_matches(name, known_benchmarks(), 1, NEARLY)
+    if near and near[0] not in name:  # imagenet-v2 is a name, imagnet a mistake
+        raise DataError(f"{asked}: no benchmark {name!r}; {_known(name)}")
+    if not re.fullmatch(r"\w[\w.-]*", name):  # files are called after it
+        raise DataError(f"{asked}: the name {name!r} has to be of letters, digits, dots, - and _")
+    return _own(name, path)
+
+
+def _own(name: str, path: Path) -> Place:
+    return Place(name, path, "captions" if is_captioned(path) else "classes")
 
 
 def _known(name: str) -> str:
