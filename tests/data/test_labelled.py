@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
 def test_pickled_words_cannot_be_abused(tmp_path: Path, call: bytes) -> None:
     write_cifar(tmp_path, {"test_batch": [0]}, ["a"])
     (tmp_path / "test_batch").write_bytes(call)
+    tracemalloc.start()
     with pytest.raises(DataError, match=r"damaged|holds no dictionary"):
         read(tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10_000_000
 
 
 def test_a_pickle_cannot_ask_for_memory_by_numbering_what_it_remembers(tmp_path: Path) -> None:
