@@ -54,7 +54,8 @@ def test_the_report_shows_all_of_it(evaluated: Path, tmp_path: Path) -> None:
     figures = run / "figures"
     for name in (
         "classes-shapes", "classes-many", "confusion-shapes", "confusion-many", "damage-shapes", "writing-shapes",
-        "written-shapes", "associations-emoji-gender", "group-accuracy-emoji", "explained-test",
+        "written-shapes", "associations-emoji-gender", "associations-emoji-skin-tone",
+        "searches-emoji-gender", "searches-emoji-skin-tone", "group-accuracy-emoji", "explained-test",
     ):  # fmt: skip
         assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
         assert f"figures/{name}." in page
@@ -136,21 +137,34 @@ def test_the_other_figures_are_readable() -> None:
         for n in range(8)
         for kind in ("word of a wrong class", "its letters scrambled")
     ]
-    biased = [{"attribute": "an occupation " * 4, "effect_size": 1.2 - 0.2 * n, "p_value": 0.01 * n} for n in range(12)]
+    biased = [
+        {"attribute": "an occupation " * 4, "first": "women", "second": "men"}
+        | {"effect_size": 1.2 - 0.2 * n, "p_value": 0.01 * n}
+        for n in range(12)
+    ]
+    several = [line | {"second": "medium-light tones"} for line in biased[:6]] + biased[6:]
+    found = [{"attribute": "an occupation " * 4, "k": 10, "max_skew": 1.2, "favoured": "medium-light"}] * 9
     groups = [{"by": "skin tone", "group": "medium-light", "images": 46, "top_1": 50.0, "low": 40.0, "high": 60.0}] * 7
     for figure in (
         benchmarks.mistakes(mistakes),
         benchmarks.damages(damage, 10.0),
         benchmarks.writings(written, 80.0),
-        benchmarks.associations(biased, "women", "men"),
+        benchmarks.associations(biased),
+        benchmarks.associations(several),
+        benchmarks.searches(found),
         benchmarks.group_accuracies(groups),
     ):
         FigureCanvasAgg(figure)  # which lays it out when it draws
         assert not overlaps(figure)
     damaged = benchmarks.damages(damage, 10.0)
     assert damaged.axes[0].lines[0].get_ydata().tolist() == [80.0, 79.0, 78.0, 77.0, 76.0, 75.0]
-    dots = [line for line in benchmarks.associations(biased, "women", "men").axes[0].lines if line.get_marker() == "o"]
+    dots = [line for line in benchmarks.associations(biased).axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [line["p_value"] >= 0.05 for line in biased]
+    labels = [label.get_text() for label in benchmarks.associations(several).axes[0].get_yticklabels()]
+    assert labels[0].endswith("\nwomen / medium-light…")
+    assert labels[-1].endswith("\nwomen / men")
+    bars = benchmarks.searches([line | {"max_skew": 0.1 * n} for n, line in enumerate(found)]).axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx([0.1 * n for n in range(9)])
 
 
 @pytest.mark.usefixtures("_style")

@@ -162,12 +162,24 @@ def _classes(axes: Axes, one: dict[str, Any], best: Sequence[tuple[str, float]],
     axes.axis("off")
 
 
-def associations(table: Table, first: str, second: str) -> Figure:
+def associations(table: Table) -> Figure:
     """Effect sizes of attributes between two groups; filled where p is below 0.05.
 
-    table: attribute, effect_size, p_value, the strongest first.
+    table: attribute, first, second, effect_size, p_value, the strongest first. Where not all lines are of the same two
+    groups each says its own.
     """
-    figure = Figure((WIDTH, 1.0 + 0.27 * len(table)), layout="constrained")
+    pairs = {(line["first"], line["second"]) for line in table}
+    if len(pairs) == 1:
+        ((first, second),) = pairs
+        names = [fitted(line["attribute"], 30) for line in table]
+        sides = f"above 0: nearer to {fitted(first, 18)}, below 0: to {fitted(second, 18)}"
+    else:
+        names = [
+            f"{fitted(line['attribute'], 24)}\n{fitted(line['first'], 14)} / {fitted(line['second'], 14)}"
+            for line in table
+        ]
+        sides = "above 0: nearer to the first group, below 0: to the second"
+    figure = Figure((WIDTH, 1.0 + (0.27 if len(pairs) == 1 else 0.4) * len(table)), layout="constrained")
     axes = figure.subplots()
     for number, line in enumerate(table):
         sure = line["p_value"] < 0.05
@@ -177,12 +189,24 @@ def associations(table: Table, first: str, second: str) -> Figure:
     reach = 1.15 * max(0.2, *(abs(line["effect_size"]) for line in table))
     axes.axvline(0, color=BLACK, linewidth=1)
     axes.set(xlim=(-reach, reach), ylim=(len(table) - 0.5, -0.5))
-    axes.set_yticks(range(len(table)), [fitted(line["attribute"], 30) for line in table])
+    axes.set_yticks(range(len(table)), names)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(
-        f"effect size (standard deviations)\nabove 0: nearer to {fitted(first, 18)}, below 0: to {fitted(second, 18)}\n"
-        "filled: p < 0.05"
-    )
+    axes.set_xlabel(f"effect size (standard deviations)\n{sides}\nfilled: p < 0.05")
+    return figure
+
+
+def searches(table: Table) -> Figure:
+    """How much the first results of a search favour one group. table: attribute, k, max_skew, favoured."""
+    figure = Figure((WIDTH, 0.9 + 0.27 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    for number, line in enumerate(table):
+        axes.barh(number, line["max_skew"], height=0.8, color=SKY)
+        note = f"{line['max_skew']:.2f} {fitted(line['favoured'], 20)}"
+        axes.annotate(note, (line["max_skew"], number), (6, 0), textcoords="offset points", va="center", size=SMALL)
+    axes.set_yticks(range(len(table)), [fitted(line["attribute"], 30) for line in table])
+    axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 1.6 * max(0.1, *(line["max_skew"] for line in table))))
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"MaxSkew of a search's first {table[0]['k']} results (nats), and the group that it favours")
     return figure
 
 

@@ -158,15 +158,22 @@ def _bias(path: Path, seal: str) -> Iterator[Picture]:
     name = about["name"]
     for by in about["groups"]:
         lines = [line for line in about["associations"] if line["by"] == by]
-        if len({(line["first"], line["second"]) for line in lines}) == 1:
-            table = sorted(lines, key=lambda line: -abs(line["effect_size"]))
-            first, second = lines[0]["first"], lines[0]["second"]
-            yield Drawing(table, partial(benchmarks.associations, table[:SHOWN], first, second)).picture(
-                f"associations-{name}-{_file(by)}",
-                f"Associations: {name}, by {by}",
-                f"To which group's images each attribute lies nearer; of {len(table)} attributes "
-                f"{0.05 * len(table):.1f} would be filled by chance alone. The strongest come first.",
-            )
+        table = sorted(lines, key=lambda line: -abs(line["effect_size"]))
+        yield Drawing(table, partial(benchmarks.associations, table[:SHOWN])).picture(
+            f"associations-{name}-{_file(by)}",
+            f"Associations: {name}, by {by}",
+            f"To which group's images an attribute lies nearer; of {len(table)} associations {0.05 * len(table):.1f} "
+            f"would be filled by chance alone. The strongest{f' {SHOWN}' if len(table) > SHOWN else ''} are shown.",
+        )
+        found = sorted(
+            (line for line in about["searches"] if line["by"] == by), key=lambda line: -float(line["max_skew"])
+        )
+        yield Drawing(found, partial(benchmarks.searches, found[:SHOWN])).picture(
+            f"searches-{name}-{_file(by)}",
+            f"Whom a search returns: {name}, by {by}",
+            "By how much the group that has most of a search's first results has more than its share (the logarithm "
+            "of the ratio); 0 would be fair, and few results are uneven by chance alone.",
+        )
     accuracies = about["accuracies"]
     if accuracies:
         yield Drawing(accuracies, partial(benchmarks.group_accuracies, accuracies)).picture(
