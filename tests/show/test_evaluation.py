@@ -161,7 +161,7 @@ def test_the_other_figures_are_readable() -> None:
     dots = [line for line in benchmarks.associations(biased).axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [line["p_value"] >= 0.05 for line in biased]
     labels = [label.get_text() for label in benchmarks.associations(several).axes[0].get_yticklabels()]
-    assert labels[0].endswith("\nwomen / medium-light…")
+    assert labels[0].partition("\n")[2].startswith("women / medium-")
     assert labels[-1].endswith("\nwomen / men")
     bars = benchmarks.searches([line | {"max_skew": 0.1 * n} for n, line in enumerate(found)]).axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([0.1 * n for n in range(9)])

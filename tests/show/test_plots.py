@@ -6,6 +6,7 @@ from functools import partial
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -207,9 +208,31 @@ def test_the_same_figure_gives_the_same_bytes():
 def test_captions_are_wrapped_cut_and_freed_of_unknown_glyphs():
     assert fitted("a short one", 20) == "a short one"
     assert fitted("one two three four", 8, 2) == "one two\nthree…"
-    assert fitted("abcdefghij", 5) == "abcd…"
+    assert fitted("irritating", 5) == "irri…"
     assert fitted("\U0001fae0\u200d grin", 20) == f"{UNKNOWN} grin"
-    assert len(fitted("☔" * 40, 20)) == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog " * 20,
+        "A DOG " * 20,
+        "IMG_2023_07_14_HOLIDAY_MADEIRA_0001" * 3,
+        "W" * 90,
+        "☔" * 40,
+        "iiii " * 30,
+        "Größe " * 20,
+    ],
+)
+def test_a_line_is_never_wider_than_its_columns(text):
+    figure = Figure((20, 2))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    line, small = (
+        figure.text(0, 0.5, shown).get_window_extent(renderer).width
+        for shown in (fitted(text, 30), "etaoin shrdlu cmfwyp" * 2)
+    )
+    assert line < 1.1 * 30 / 40 * small, "thirty columns"
+    assert line > 0.6 * 30 / 40 * small or "i" in text, "and they are made use of"
 
 
 def test_percentages_keep_what_one_decimal_would_hide():

@@ -131,7 +131,7 @@ def before_and_after(examples: Sequence[dict[str, Any]]) -> Figure:
         figure.text(
             0.1 / WIDTH,
             (top - 0.1) / height,
-            f"{fitted(' / '.join(one['right']), 40)}, then with “{fitted(one['word'], 40)}”",
+            f"{fitted(' / '.join(one['right']), 36)}, then with “{fitted(one['word'], 30)}”",
             weight="bold",
             va="top",
         )

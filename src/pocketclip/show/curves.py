@@ -109,5 +109,5 @@ def short_labels(names: Sequence[str], letters: int) -> list[str]:
     """Names cut to so many letters at the end; where two would be one, at the beginning, which paths have in common."""
     found = [fitted(name, letters) for name in names]
     if len(set(found)) < len(set(names)):
-        found = [fitted(name if len(name) <= letters else f"…{name[1 - letters :]}", letters) for name in names]
+        found = [fitted(name if len(name) <= letters else f"…{name[-letters * 4 // 5 :]}", letters) for name in names]
     return [f" {label}" if label.startswith("_") else label for label in found]  # which matplotlib passes over

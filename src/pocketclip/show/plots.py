@@ -205,7 +205,7 @@ def rankings(thumbnails: Sequence[Pixels], shown: Sequence[dict[str, Any]], cand
         top = height - number * band
         place = f"place {one['rank'] + 1:,} of {candidates:,}"
         figure.text(
-            0.1 / WIDTH, (top - 0.12) / height, fitted(" / ".join(one["captions"]), 60), weight="bold", va="top"
+            0.1 / WIDTH, (top - 0.12) / height, fitted(" / ".join(one["captions"]), 56), weight="bold", va="top"
         )
         figure.text(1 - 0.1 / WIDTH, (top - 0.12) / height, place, ha="right", va="top", size=SMALL)
         image = figure.add_axes((0.1 / WIDTH, (top - head - 0.9) / height, 0.9 / WIDTH, 0.9 / height))
