@@ -215,6 +215,7 @@ def compare(settings: argparse.Namespace, folder: Path) -> tuple[dict[str, Any],
     """Run both; returns the figures as JSON, and the outcomes."""
     console = Console()
     data = [f"data.folder={json.dumps(settings.data)}"] if settings.data else []
+    data += [] if settings.seed is None else [f"seed={settings.seed}"]
     recipe = load_recipe(settings.recipe, data)
     changes = [f"train.batch_size={PEER_BATCH_SIZE}", "evaluate.explained=0", *settings.peer]
     peer = load_recipe(settings.recipe, [*data, *changes])
@@ -247,6 +248,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=150.0, help="of training, for each side")
     parser.add_argument("--recipe", default="quickstart", help="recipe file, or the name of one that comes with us")
     parser.add_argument("--data", help="folder of shards and tokenizer.json; else the recipe's")
+    parser.add_argument("--seed", type=int, help="of both sides; else the recipe's")
     parser.add_argument(
         "--peer", nargs="+", default=[], help="sizes that differ for OpenCLIP, as key=value of a recipe"
     )
