@@ -18,7 +18,7 @@ SIDE = 3.4  # inches, two of which are as wide as a page
 FOR_AND_AGAINST = LinearSegmentedColormap.from_list("for and against", [BLUE, "white", VERMILION])
 COLOUR, VISIBLE = 0.35, 0.75  # how much of the image's colours stay, and of a patch's colour at most
 NUMBERED = 8  # patches a side, up to which their values are written
-MEANING = "what a patch adds to the cosine (red) or takes from it (blue)"
+MEANING = "what a patch adds to the cosine (orange) or takes from it (blue)"
 Patches = NDArray[np.floating[Any]]
 
 
