@@ -143,7 +143,7 @@ def agree(settings: Namespace) -> None:
         model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{work / 'open_clip'}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{work / 'open_clip'}")
         model.eval()
-        place = Place(FASHION, settings.idx)
+        place = Place(FASHION, settings.idx, known=True)
         source = open_labelled(place.path)
         benchmark = describe(place, source)
         images = [(item.image, int(item.label)) for item in source.items([])]
@@ -219,7 +219,7 @@ def speed(settings: Namespace) -> None:
         images = write_photographs(work / "photographs", 10, settings.images)
         place = Place("photographs", work / "photographs")
         few = describe(place, open_labelled(place.path))
-        imagenet = describe(Place("imagenet", work), Sourceless())
+        imagenet = describe(Place("imagenet", work, known=True), Sourceless())
 
         def loop(precision: str) -> Callable[[], object]:
             def evaluate() -> object:
