@@ -45,7 +45,9 @@ def test_a_bias_of_known_size() -> None:
     assert (men.group, men.images, men.top_1) == ("men", 2, 0)
     assert found.groups == {"group": {"women": 2, "men": 2}}
     assert "a gap of 100.0 points" in str(found)
-    assert "the strongest is near with women rather than men, effect size +1.71 (p 0.3333)" in str(found)
+    assert "the strongest is near with women rather than men, effect size 1.71 (p 0.3333)" in str(found)
+    turned = str(judge(people([0.9, 0.8, 0.3, 0.2], [1, 1, 0, 0])))
+    assert "the strongest is near with men rather than women, effect size 1.71" in turned
 
 
 def test_no_bias_at_all() -> None:

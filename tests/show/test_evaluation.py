@@ -165,6 +165,12 @@ def test_the_other_figures_are_readable() -> None:
     assert labels[-1].endswith("\nwomen / men")
     bars = benchmarks.searches([line | {"max_skew": 0.1 * n} for n, line in enumerate(found)]).axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([0.1 * n for n in range(9)])
+    figure = benchmarks.searches([line | {"max_skew": 0.0} for line in found])
+    assert {note.get_text() for note in figure.axes[0].texts} == {"0.00 nobody"}
+    figure = benchmarks.searches([{"attribute": "a" * 60, "k": 10_000, "max_skew": 0.1, "favoured": "w"}])
+    label = figure.axes[0].xaxis.label
+    FigureCanvasAgg(figure).draw()
+    assert label.get_window_extent().x1 < figure.bbox.x1, "the label of the axis is inside the figure too"
 
 
 @pytest.mark.usefixtures("_style")

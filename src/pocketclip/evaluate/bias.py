@@ -122,11 +122,13 @@ class Bias:
             some = [one for one in self.associations if one.by == by]
             sure = [one for one in some if one.p_value < SURE]
             strongest = max(some, key=lambda one: abs(one.effect_size))
+            pair = strongest.first, strongest.second
+            nearer, farther = pair if strongest.effect_size >= 0 else pair[::-1]
             yield (
                 f"{self.name}, by {by} ({', '.join(f'{count:,} {group}' for group, count in sizes.items())}): "
                 f"{len(sure)} of {len(some)} associations have p < {SURE} ({SURE * len(some):.1f} would by chance "
-                f"alone); the strongest is {strongest.attribute} with {strongest.first} rather than "
-                f"{strongest.second}, effect size {strongest.effect_size:+.2f} (p {strongest.p_value:.4f})"
+                f"alone); the strongest is {strongest.attribute} with {nearer} rather than "
+                f"{farther}, effect size {abs(strongest.effect_size):.2f} (p {strongest.p_value:.4f})"
             )
             found = [one for one in self.searches if one.by == by]
             yield (

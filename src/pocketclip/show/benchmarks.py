@@ -105,7 +105,10 @@ def writings(table: Table, as_it_is: float) -> Figure:
             axes.barh(places, values, height=0.36, color=(VERMILION, SKY)[number], label=kind)
             for place, value in zip(places, values, strict=True):
                 note = f"{value:.1f}"
-                axes.annotate(note, (value, place), (4, 0), textcoords="offset points", va="center", size=SMALL)
+                over = {"facecolor": "white", "linewidth": 0, "pad": 0.5}  # the dashed line
+                axes.annotate(
+                    note, (value, place), (4, 0), textcoords="offset points", va="center", size=SMALL, bbox=over
+                )
         axes.set(xlabel=label, xlim=(0, 1.2 * max(1.0, as_it_is, *(one[column] for one in table))))
         axes.tick_params(axis="y", length=0)
     panels[0].axvline(as_it_is, color=BLACK, linestyle="--", linewidth=1.2, label="without writing", zorder=0)
@@ -201,12 +204,13 @@ def searches(table: Table) -> Figure:
     axes = figure.subplots()
     for number, line in enumerate(table):
         axes.barh(number, line["max_skew"], height=0.8, color=SKY)
-        note = f"{line['max_skew']:.2f} {fitted(line['favoured'], 20)}"
+        favoured = fitted(line["favoured"], 20) if line["max_skew"] >= 0.005 else "nobody"
+        note = f"{line['max_skew']:.2f} {favoured}"
         axes.annotate(note, (line["max_skew"], number), (6, 0), textcoords="offset points", va="center", size=SMALL)
     axes.set_yticks(range(len(table)), [fitted(line["attribute"], 30) for line in table])
     axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 1.6 * max(0.1, *(line["max_skew"] for line in table))))
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"MaxSkew of a search's first {table[0]['k']} results (nats), and the group that it favours")
+    axes.set_xlabel(f"MaxSkew of a search's first {table[0]['k']} results (nats)\nand the group that they favour")
     return figure
 
 
