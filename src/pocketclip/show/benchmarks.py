@@ -53,13 +53,17 @@ def mistakes(table: Table) -> Figure:
         axes.barh(number, line["share"], height=0.8, color=SKY)
         note = f"{line['share']:.0f} % ({line['images']:,})"
         axes.annotate(note, (line["share"], number), (6, 0), textcoords="offset points", va="center", size=SMALL)
-    axes.set_yticks(
-        range(len(table)), [f"{fitted(line['true'], 24)} → {fitted(line['taken_for'], 24)}" for line in table]
-    )
-    axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 1.7 * max(line["share"] for line in table)))
+    _name_rows(axes, [f"{fitted(line['true'], 24)} → {fitted(line['taken_for'], 24)}" for line in table])
+    axes.set_xlim(0, 1.7 * max(line["share"] for line in table))
     axes.set_xlabel("images of the first class that were taken for the second (%)")
-    axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A name beside each of the rows 0, 1, 2, ..., the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
 
 
 def damages(table: Table, chance: float) -> Figure:
@@ -191,9 +195,8 @@ def associations(table: Table) -> Figure:
         axes.plot(line["effect_size"], number, "o", color=BLUE, markerfacecolor=face, zorder=2)
     reach = 1.15 * max(0.2, *(abs(line["effect_size"]) for line in table))
     axes.axvline(0, color=BLACK, linewidth=1)
-    axes.set(xlim=(-reach, reach), ylim=(len(table) - 0.5, -0.5))
-    axes.set_yticks(range(len(table)), names)
-    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(-reach, reach)
+    _name_rows(axes, names)
     axes.set_xlabel(f"effect size (standard deviations)\n{sides}\nfilled: p < 0.05")
     return figure
 
@@ -207,9 +210,8 @@ def searches(table: Table) -> Figure:
         favoured = fitted(line["favoured"], 20) if line["max_skew"] >= 0.005 else "nobody"
         note = f"{line['max_skew']:.2f} {favoured}"
         axes.annotate(note, (line["max_skew"], number), (6, 0), textcoords="offset points", va="center", size=SMALL)
-    axes.set_yticks(range(len(table)), [fitted(line["attribute"], 30) for line in table])
-    axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 1.6 * max(0.1, *(line["max_skew"] for line in table))))
-    axes.tick_params(axis="y", length=0)
+    _name_rows(axes, [fitted(line["attribute"], 30) for line in table])
+    axes.set_xlim(0, 1.6 * max(0.1, *(line["max_skew"] for line in table)))
     axes.set_xlabel(f"MaxSkew of a search's first {table[0]['k']} results (nats)\nand the group that they favour")
     return figure
 
@@ -221,11 +223,8 @@ def group_accuracies(table: Table) -> Figure:
     for number, line in enumerate(table):
         spread = [[line["top_1"] - line["low"]], [line["high"] - line["top_1"]]]
         axes.errorbar(line["top_1"], number, xerr=spread, fmt="o", color=BLUE, ecolor=SKY, capsize=3)
-    axes.set_yticks(
-        range(len(table)), [f"{fitted(line['by'] + ': ' + line['group'], 28)} ({line['images']:,})" for line in table]
-    )
-    axes.set(ylim=(len(table) - 0.5, -0.5), xlim=(0, 103))
+    _name_rows(axes, [f"{fitted(line['by'] + ': ' + line['group'], 28)} ({line['images']:,})" for line in table])
+    axes.set_xlim(0, 103)
     axes.set_xlabel("top-1 (%) with its 95 % interval, by group (images in it)")
-    axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#EEEEEE")
     return figure
