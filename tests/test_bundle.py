@@ -78,6 +78,20 @@ def test_images_come_as_paths_bytes_or_pillow(trained: Path, tmp_path: Path) -> 
         bundle.encode_images([tmp_path / "text.jpg"])
 
 
+def test_parts_of_a_batch_are_embedded_as_the_whole_is(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = pocketclip.load(trained / "bundle", "cpu")
+    size = bundle.recipe.image.size
+    pixels = torch.randint(0, 256, (7, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, seen = bundle.encode_pixels(pixels), list[int]()
+    tower = bundle.model.visual
+    tower.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr("pocketclip.bundle.TOKENS_IN_CACHE", 3 * (size // bundle.recipe.image_tower.patch_size) ** 2)
+    assert torch.allclose(bundle.encode_pixels(pixels), whole, atol=1e-2 if bundle.device.bfloat16 else 1e-6)
+    monkeypatch.setattr("pocketclip.bundle.TOKENS_IN_CACHE", 1)
+    bundle.encode_pixels(pixels)
+    assert seen == [3, 2, 2] + 7 * [1], "even parts of at most three images, and one image where it is too large"
+
+
 def test_the_right_caption_wins(trained: Path) -> None:
     bundle = pocketclip.load(trained / "bundle")
     captions = ["red circle left", "blue pole right", "green bar left"]

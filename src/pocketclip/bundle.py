@@ -8,6 +8,7 @@ bundle.json              format, training summary, SHA-256 of every other file a
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from pocketclip.recipe.toml import load_resolved, to_toml
 from pocketclip.tokenizer import CaptionTokenizer, load_tokenizer
 
 FORMAT = 1
+TOKENS_IN_CACHE = 2_560
 WEIGHTS, RECIPE, DESCRIPTION = "model.safetensors", "recipe.toml", "bundle.json"
 TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
@@ -69,9 +71,18 @@ class Bundle:
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 [batch, size, size, 3] -> float32 [batch, embedding width] of length one, on the CPU."""
+        """uint8 [batch, size, size, 3] -> float32 [batch, embedding width] of length one, on the CPU.
+
+        A CPU computes them in even parts, each of which stays in its cache (docs/log.md, 2026-11-27).
+        """
+        tokens = len(pixels) * (self.recipe.image.size // self.recipe.image_tower.patch_size) ** 2
+        parts = min(len(pixels), math.ceil(tokens / TOKENS_IN_CACHE)) if self.device.device.type == "cpu" else 1
         with self.device.autocast():
-            return self.model.encode_images(normalise(pixels.to(self.device.device), self.recipe.image)).cpu()
+            found = [
+                self.model.encode_images(normalise(part.to(self.device.device), self.recipe.image)).cpu()
+                for part in pixels.tensor_split(max(1, parts))
+            ]
+        return torch.cat(found)
 
     @torch.inference_mode()
     def encode_texts(self, captions: Sequence[str]) -> Tensor:

@@ -24,8 +24,9 @@ def clusters(count: int, seed: int, noise: float = 0.5) -> tuple[np.ndarray, np.
 
 
 @pytest.mark.parametrize("inverse", [0.01, 1.0, 100.0])
-def test_the_fit_is_scikit_learns(inverse: float) -> None:
+def test_the_fit_is_scikit_learns(inverse: float, monkeypatch: pytest.MonkeyPatch) -> None:
     known, labels = clusters(200, 0)
+    monkeypatch.setattr("pocketclip.evaluate.probe.SCORES", 3 * 64)  # 64 images at a time
     weight, bias = fit(known, labels, 3, inverse)
     expected = LogisticRegression(C=inverse, max_iter=10_000, tol=1e-8).fit(known, labels)
     assert weight.numpy() == pytest.approx(expected.coef_, abs=2e-3 * max(1.0, float(np.abs(expected.coef_).max())))
@@ -50,7 +51,7 @@ def test_the_penalty_is_chosen_on_held_out_images() -> None:
 
 
 def test_neighbours_are_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pocketclip.evaluate.probe.BLOCK", 7)
+    monkeypatch.setattr("pocketclip.evaluate.probe.SCORES", 7 * 150)
     known, labels = clusters(150, 0, noise=0.8)
     images, _ = clusters(60, 1, noise=0.8)
 

@@ -86,7 +86,7 @@ def _probed(
         console.print(f"{benchmark.name}: no probe: {error}", highlight=False, markup=False)
         return {}
     say(f"{benchmark.name}, training images", known.dropped, console)
-    given = known.images, known.labels, embedded.images, len(benchmark.classes)
+    given = known.images, known.labels, embedded.images, len(benchmark.classes), bundle.device.device
     linear, inverse = linear_probe(*given)
     return {
         "probe_images": len(known.labels),
