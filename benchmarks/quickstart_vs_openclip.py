@@ -181,7 +181,7 @@ def _evaluate(bundle: Bundle, recipe: Recipe, folder: Path, console: Console) ->
     splits = [split for split in recipe.evaluate.splits if split != recipe.data.split]
     found = evaluate_splits(bundle, Path(recipe.data.folder), splits, folder, console, folder.name) if splits else []
     places = [find(one, Path(recipe.evaluate.folder)) for one in recipe.evaluate.benchmarks]
-    return found + [evaluate_place(bundle, place, folder, console) for place in places]
+    return found + [evaluate_place(bundle, place, folder, console, folder.name) for place in places]
 
 
 def show(found: dict[str, Any], outcomes: Sequence[Outcome]) -> None:

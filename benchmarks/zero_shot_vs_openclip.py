@@ -152,7 +152,7 @@ def agree(settings: Namespace) -> None:
             (place, DataLoader(Images(images, transform), settings.batch_size)),
             (Place("wds", work / "wds"), DataLoader(WebDataset(work / "wds" / "test", transform), settings.batch_size)),
         ):
-            result = evaluate_classes(bundle, one, work / "out", console)
+            result = evaluate_classes(bundle, one, work / "out", console, "ours")
             number = {name: place for place, name in enumerate(benchmark.classes)}
             lines = read_lines(work / "out" / f"{one.name}-predictions.jsonl")
             ours = [number[line["best"][0][0]] for line in lines]

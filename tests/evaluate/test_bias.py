@@ -1,6 +1,7 @@
 """Bias of embeddings that were built so that every figure is known, of emoji, and of one's own folders."""
 
 import json
+import os
 from math import log, log2
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from labelled_samples import write_class_folders
 from pocketclip.bundle import load
 from pocketclip.cli.main import app
 from pocketclip.data import openmoji
-from pocketclip.errors import DataError
+from pocketclip.errors import DataError, RecipeError
 from pocketclip.evaluate.bias import People, emoji_people, evaluate_bias, judge
 from pocketclip.evaluate.results import read_lines
 
@@ -115,10 +116,67 @@ def test_ones_own_folders(trained: Path, mine: Path, tmp_path: Path) -> None:
         assert 0 < one["p_value"] <= 1
 
 
+def test_ones_own_words_for_an_attribute_that_is_a_class_too(
+    trained: Path, mine: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, said = load(trained / "bundle"), list[str]()
+    monkeypatch.setattr(
+        bundle, "encode_texts", lambda texts: said.extend(texts) or type(bundle).encode_texts(bundle, texts)
+    )
+    mine.write_text(mine.read_text() + 'bar = ["a long thing"]\n')
+    evaluate_bias(bundle, str(mine), tmp_path / "out", console)
+    assert "a long thing" in said
+    assert "a photo of a bar" not in said
+    assert "a photo of a pole" in said
+
+
+def test_groups_of_captions(trained: Path, tmp_path: Path, console: Console) -> None:
+    path = tmp_path / "words.toml"
+    first, second = ["red circle left", "red bar left", "red pole left"], ["blue circle right", "blue bar right"]
+    path.write_text(
+        f'[groups]\nred = {first}\nblue = {second}\n[attributes]\nwarm = ["red", "orange"]\ncold = ["blue"]\n'
+    )
+    bundle = load(trained / "bundle")
+    found = evaluate_bias(bundle, str(path), tmp_path / "out", console)
+    assert found.groups == {"group": {"red": 3, "blue": 2}}
+    assert not found.accuracies
+    cold = bundle.encode_texts(["blue"]).numpy()[0]
+    ones, others = (bundle.encode_texts(some).numpy() @ cold for some in (first, second))
+    spread = np.std(np.concatenate([ones, others]), ddof=1)
+    assert found.associations[1].attribute == "cold"
+    assert found.associations[1].effect_size == pytest.approx((ones.mean() - others.mean()) / spread, abs=0.02)
+    ways = 10 * found.associations[1].p_value
+    assert ways == pytest.approx(round(ways)), "three of five captions can be chosen in ten ways"
+
+
+def test_a_name_that_is_not_utf_8(trained: Path, tmp_path: Path, console: Console) -> None:
+    for group in ("a", "b"):
+        (tmp_path / group).mkdir()
+        for number in (0, 1):
+            (tmp_path / group / f"{number}.png").write_bytes(draw("red", "bar", "left"))
+    (tmp_path / "a" / os.fsdecode(b"caf\xe9.txt")).write_text("a note")
+    (tmp_path / "a" / os.fsdecode(b"caf\xe9.png")).write_text("no image")
+    path = tmp_path / "mine.toml"
+    path.write_text('[groups]\na = "a"\nb = "b"\n[attributes]\nx = ["x"]\n')
+    evaluate_bias(load(trained / "bundle"), str(path), tmp_path / "out", console)
+    names = {one["name"] for one in read_lines(tmp_path / "out" / "mine-bias-dropped.jsonl")}
+    assert names == {"caf?.txt", f"{tmp_path}/a/caf?.png"}
+
+
+def test_it_measures_nothing_else(trained: Path) -> None:
+    for also in (["--on", "cifar10"], ["--robustness"]):
+        done = CliRunner().invoke(app, ["evaluate", str(trained / "bundle"), "--bias", "emoji", *also])
+        assert isinstance(done.exception, RecipeError)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("x", "cannot be read"),
+        ("[groups]\na = ['x', 'y']\nb = ['z']\n[attributes]\nx = ['x']\n", "a list of two captions or more"),
+        ("[groups]\na = ['x', 'y']\nb = 'left'\n[attributes]\nx = ['x']\n", "each group a folder, or each a list"),
+        ("[groups]\na = ['x', 'y']\nb = ['z', '']\n[attributes]\nx = ['x']\n", "a list of two captions or more"),
+        ("[groups]\na = ['x', 'y']\nb = ['z', 'w']\n", "has no .attributes., and the groups have no images"),
         ("[groups]\na = 'left'\n", "two groups or more"),
         ("[groups]\na = 'left'\nb = 'nowhere'\n", "groups.b: .*nowhere: no such folder"),
         ("groups = 3\n", "two groups or more"),

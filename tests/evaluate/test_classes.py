@@ -42,7 +42,7 @@ def shapes(tmp_path: Path) -> Path:
 
 
 def test_figures_equal_scikit_learns(bundle: Bundle, shapes: Path, tmp_path: Path, console: Console) -> None:
-    result = evaluate_classes(bundle, Place("shapes", shapes), tmp_path / "out", console)
+    result = evaluate_classes(bundle, Place("shapes", shapes), tmp_path / "out", console, "x")
     names = sorted(SHAPES)
     prompts = ["a photo of a {}", "a picture of a {}", "a drawing of a {}", "a {} seen from nearby", "one {}", "{}"]
     classes = []
@@ -84,7 +84,7 @@ def test_top_5_and_10_are_scikit_learns_among_many_classes(bundle: Bundle, tmp_p
     write_class_folders(
         tmp_path / "x", {f"{name}/a.png": draw(*other.split()) for name, other in zip(names, others, strict=True)}
     )
-    result = evaluate_classes(bundle, Place("x", tmp_path / "x"), tmp_path / "out", console)
+    result = evaluate_classes(bundle, Place("x", tmp_path / "x"), tmp_path / "out", console, "x")
     texts = class_embeddings(bundle, [[prompt.format(name) for prompt in PROMPTS] for name in names])
     scores = bundle.encode_images([tmp_path / "x" / name / "a.png" for name in names]).numpy() @ texts.T
     found = {1: result.top_1, 5: result.top_5, 10: result.top_10}
@@ -107,7 +107,7 @@ def test_a_probe_without_images_of_use_loses_nothing(bundle: Bundle, shapes: Pat
     write_class_folders(tmp_path / "x" / "train", {"bar/a.png": b"", "pole/b.png": b""})
     said = io.StringIO()
     probing = replace(bundle, recipe=override(bundle.recipe, ["evaluate.probe=true"], ("evaluate.",)))
-    result = evaluate_classes(probing, Place("x", tmp_path / "x"), tmp_path / "out", Console(file=said, width=300))
+    result = evaluate_classes(probing, Place("x", tmp_path / "x"), tmp_path / "out", Console(file=said, width=300), "x")
     assert (result.images, result.further) == (24, {})
     assert "x: no probe: x: no image can be used: 2 x no JPEG, PNG or WebP" in said.getvalue()
     assert (tmp_path / "out" / "x-predictions.jsonl").exists()
@@ -124,7 +124,9 @@ def test_what_cannot_be_used_is_counted_and_named(bundle: Bundle, tmp_path: Path
     write_class_folders(tmp_path / "caltech", images)
     (tmp_path / "caltech" / "ant" / "f.png").symlink_to("/dev/zero")
     said = Console(file=(tmp_path / "said").open("w"), width=300)
-    result = evaluate_classes(bundle, Place("caltech101", tmp_path / "caltech", known=True), tmp_path / "out", said)
+    result = evaluate_classes(
+        bundle, Place("caltech101", tmp_path / "caltech", known=True), tmp_path / "out", said, "x"
+    )
     assert (result.images, result.candidates) == (1, 101)
     assert result.dropped == {
         "class BACKGROUND_Google, which the benchmark ignores": 1,
@@ -148,13 +150,13 @@ def test_what_cannot_be_used_is_counted_and_named(bundle: Bundle, tmp_path: Path
 def test_nothing_of_use_is_an_error(bundle: Bundle, tmp_path: Path, console: Console) -> None:
     write_class_folders(tmp_path / "x", {"dodo/d.png": b"", "moa/e.png": b""})
     with pytest.raises(DataError, match="x: no image can be used: 2 x no JPEG, PNG or WebP"):
-        evaluate_classes(bundle, Place("x", tmp_path / "x"), tmp_path / "out", console)
+        evaluate_classes(bundle, Place("x", tmp_path / "x"), tmp_path / "out", console, "x")
 
 
 def test_a_label_outside_the_classes_is_unknown(bundle: Bundle, tmp_path: Path, console: Console) -> None:
     rows = [{"png": draw("red", "bar", "left"), "cls": label} for label in (b"0", b"1", b"2")]
     write_clip_benchmark(tmp_path / "set", rows, ["bar", "pole"], ["{c}"])
-    result = evaluate_classes(bundle, Place("set", tmp_path / "set"), tmp_path / "out", console)
+    result = evaluate_classes(bundle, Place("set", tmp_path / "set"), tmp_path / "out", console, "x")
     assert (result.images, result.dropped) == (2, {"unknown class 2": 1})
 
 

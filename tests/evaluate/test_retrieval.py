@@ -38,7 +38,7 @@ def coco(tmp_path: Path) -> Path:
 
 def test_recall_equals_a_plain_count(trained: Path, coco: Path, tmp_path: Path, console: Console) -> None:
     bundle = load(trained / "bundle")
-    result = evaluate_captioned(bundle, Place("coco", coco, "captions"), tmp_path / "out", console)
+    result = evaluate_captioned(bundle, Place("coco", coco, "captions"), tmp_path / "out", console, "x")
     own = {name: {text for text in texts if text.strip()} for name, (_, texts) in IMAGES.items()}
     own["same.png"] = {"red circle left", "something else"}
     names, texts = list(own), sorted(set().union(*own.values()))
@@ -75,7 +75,43 @@ def test_the_command_and_where_it_looks(trained: Path, coco: Path, tmp_path: Pat
     assert result.kind == "retrieval"
 
 
+def test_captions_of_several_lines_and_of_half_characters(trained: Path, tmp_path: Path, console: Console) -> None:
+    captions = [["red bar\nleft", "half \ud83d"], ["blue bar", "blue pole\rright"]]
+    write_coco(tmp_path, {f"{n}.png": (draw("red", "bar", "left"), some) for n, some in enumerate(captions)})
+    bundle = load(trained / "bundle")
+    evaluation = bundle.recipe.evaluate.model_copy(update={"robustness": True})
+    bundle.recipe = bundle.recipe.model_copy(update={"evaluate": evaluation})
+    evaluate_captioned(bundle, Place("coco", tmp_path, "captions"), tmp_path / "out", console, "x")
+    found = [line["captions"] for line in read_lines(tmp_path / "out" / "coco-predictions.jsonl")]
+    assert found == [["red bar\nleft", "half ?"], ["blue bar", "blue pole\rright"]]
+    assert (tmp_path / "out" / "coco-robustness.csv").exists()
+
+
+def test_figures_are_there_before_the_damage(
+    trained: Path, coco: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketclip.evaluate.retrieval.evaluate_robustness", interrupted)
+    bundle = load(trained / "bundle")
+    evaluation = bundle.recipe.evaluate.model_copy(update={"robustness": True})
+    bundle.recipe = bundle.recipe.model_copy(update={"evaluate": evaluation})
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_captioned(bundle, Place("coco", coco, "captions"), tmp_path / "out", console, "x")
+    assert read_results(tmp_path / "out" / "results.json")
+
+
+def test_a_split_s_name_is_taken(trained: Path, coco: Path, tmp_path: Path) -> None:
+    command = ["evaluate", str(trained / "bundle"), "--on", f"train={coco}", "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, command)
+    assert "something else is called 'train' too" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_of_use_is_an_error(trained: Path, tmp_path: Path, console: Console) -> None:
     write_coco(tmp_path, {"bad.png": (b"", ["x"])})
     with pytest.raises(DataError, match="no image can be used: 1 x no JPEG, PNG or WebP"):
-        evaluate_captioned(load(trained / "bundle"), Place("coco", tmp_path, "captions"), tmp_path / "out", console)
+        evaluate_captioned(
+            load(trained / "bundle"), Place("coco", tmp_path, "captions"), tmp_path / "out", console, "x"
+        )

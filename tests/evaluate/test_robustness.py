@@ -92,6 +92,13 @@ def test_a_word_is_drawn_where_and_as_large_as_it_says(writing: Writing, word: s
     assert image.min() == image.max() == 128
 
 
+def test_what_cannot_be_printed_is_a_space() -> None:
+    image, writing = np.full((64, 64, 3), 128, np.uint8), Writing(0.2, "middle", 1.0)
+    for word in ("a\nb", "a\r\n b", " a\x00b\t", "a\u2028b"):
+        assert np.array_equal(write(image, word, writing), write(image, "a b", writing))
+    assert (write(image, "\n\u200b", writing) != image).any()
+
+
 def test_a_word_can_be_read_off() -> None:
     image = np.full((224, 224, 3), 255, np.uint8)
     letter = write(image, "L", Writing(0.2, "middle", 1.0))[..., 0] < 128

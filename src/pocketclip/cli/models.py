@@ -87,6 +87,8 @@ def evaluate(
     from pocketclip.evaluate.everything import evaluate_all
     from pocketclip.recipe.toml import override
 
+    if bias and (on or robustness):
+        raise RecipeError("--bias measures nothing else: call it once more, without --on and --robustness")
     loaded = load(bundle)
     settings = override(loaded.recipe, overrides or (), ("data.folder", "evaluate."))
     changes: dict[str, object] = {"robustness": True} if robustness else {}

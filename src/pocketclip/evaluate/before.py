@@ -27,7 +27,8 @@ def compare_with_start(bundle: Bundle, output: Path, console: Console) -> None:
     try:
         evaluate_start(bundle, output / BEFORE, console)
     except BundleError as error:
-        shutil.rmtree(output / BEFORE, ignore_errors=True)
+        if (output / BEFORE / SUBJECT).exists():  # else it is somebody's own folder
+            shutil.rmtree(output / BEFORE)
         console.print(f"not compared with what it was before: {error}", highlight=False, markup=False)
     for change in (changes := read_changes(output)):
         console.print(str(change), highlight=False, markup=False)

@@ -6,7 +6,7 @@ Of the embedded emoji, by gender and by skin tone, with their occupations; or of
     k = 10                                  # results of a search that are looked at
 
     [groups]                                # a folder of images each; in class folders, accuracy is compared too
-    women = "photos/women"
+    women = "photos/women"                  # or captions: ["a woman", "somebody's sister"]
     men = "photos/men"
 
     [attributes]                            # what might lie nearer to one group, in one or more captions each
@@ -51,7 +51,7 @@ Groups = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class People:
-    """Images of people, or of whatever else belongs to groups.
+    """Images of people, or of whatever else belongs to groups; or captions in their place.
 
     images: [images, width]. by: what groups are told by -> their names, and the group of each image, -1 for none.
     attributes: their names. texts: [attributes, width]. own: the attribute that is true of each image, -1 for none;
@@ -232,8 +232,10 @@ def _numbered(points: list[int], names: list[str], given: list[Any]) -> tuple[li
 
 
 def own_people(bundle: Bundle, path: Path, console: Console) -> People:
-    """The images and attributes of a TOML file."""
+    """The images, or captions, and the attributes of a TOML file."""
     about = _described(path)
+    if isinstance(next(iter(about["groups"].values())), list):
+        return _captions(bundle, about)
     folders = {name: path.parent / place for name, place in about["groups"].items()}
     in_classes = all(ClassFolders.known(folder) for folder in folders.values())
     classes = (
@@ -241,7 +243,8 @@ def own_people(bundle: Bundle, path: Path, console: Console) -> People:
         if in_classes
         else []
     )
-    prompts = about["attributes"] | {spoken(one): [each.format(spoken(one)) for each in PROMPTS] for one in classes}
+    others = [one for one in map(spoken, classes) if one not in about["attributes"]]  # one's own words come first
+    prompts = about["attributes"] | {one: [each.format(one) for each in PROMPTS] for one in others}
     if not prompts:
         raise DataError(f"{path}: has no [attributes], and the groups' images are in no class folders")
     attributes, dropped = list(prompts), list[Dropped]()
@@ -272,6 +275,20 @@ def own_people(bundle: Bundle, path: Path, console: Console) -> People:
     )
 
 
+def _captions(bundle: Bundle, about: dict[str, Any]) -> People:
+    """Groups of captions, and the attributes."""
+    groups, attributes = about["groups"], about["attributes"]
+    return People(
+        name=about["name"],
+        images=bundle.encode_texts([caption for some in groups.values() for caption in some]).numpy(),
+        by={"group": (list(groups), np.repeat(np.arange(len(groups)), [len(some) for some in groups.values()]))},
+        attributes=list(attributes),
+        texts=class_embeddings(bundle, list(attributes.values())),
+        own=None,
+        k=about["k"],
+    )
+
+
 def _described(path: Path) -> dict[str, Any]:
     """The file's content, checked."""
     try:
@@ -285,17 +302,29 @@ def _described(path: Path) -> dict[str, Any]:
     about = {"name": path.stem, "k": K, "attributes": attributes} | about
     if unknown:
         raise DataError(f"{path}: {min(unknown)}: unknown key; known are name, k, groups and attributes")
-    if not isinstance(groups, dict) or len(groups) < 2 or not all(isinstance(one, str) for one in groups.values()):
-        raise DataError(f"{path}: [groups] has to name a folder for each of two groups or more")
-    if not isinstance(attributes, dict) or not all(
-        isinstance(some, list) and some and all(isinstance(one, str) for one in some) for some in attributes.values()
-    ):
-        raise DataError(f"{path}: [attributes] has to give each attribute a list of captions")
+    _require_groups(path, groups, attributes)
     if not isinstance(about["k"], int) or about["k"] < 1:
         raise DataError(f"{path}: k = {about['k']!r}: has to be a number from 1 on")
     if not isinstance(about["name"], str) or not re.fullmatch(r"\w[\w.-]*", about["name"]):
         raise DataError(f"{path}: name = {about['name']!r}: has to be of letters, digits, dots, - and _")
-    for name, place in groups.items():
+    return about
+
+
+def _require_groups(path: Path, groups: Any, attributes: Any) -> None:
+    """Raise DataError where groups are not all folders that are there, or not all captions, or attributes are none."""
+    if not isinstance(groups, dict) or len(groups) < 2:
+        raise DataError(f"{path}: [groups] has to name two groups or more")
+    in_folders = all(isinstance(one, str) for one in groups.values())
+    if not in_folders and not all(_are_captions(one) and len(one) > 1 for one in groups.values()):
+        raise DataError(f"{path}: [groups] has to give each group a folder, or each a list of two captions or more")
+    if not isinstance(attributes, dict) or not all(map(_are_captions, attributes.values())):
+        raise DataError(f"{path}: [attributes] has to give each attribute a list of captions")
+    if not in_folders and not attributes:
+        raise DataError(f"{path}: has no [attributes], and the groups have no images")
+    for name, place in groups.items() if in_folders else ():
         if not (path.parent / place).is_dir():
             raise DataError(f"{path}: groups.{name}: {path.parent / place}: no such folder")
-    return about
+
+
+def _are_captions(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(one, str) and one.strip() for one in given)

@@ -20,7 +20,7 @@ from pocketclip.evaluate.dropped import NAMED, counted, say, write_dropped
 from pocketclip.evaluate.embed import Encoded, embed_images, progress_of
 from pocketclip.evaluate.probe import linear_probe, nearest_neighbours
 from pocketclip.evaluate.prompts import class_embeddings
-from pocketclip.evaluate.results import Result
+from pocketclip.evaluate.results import Result, write_results
 from pocketclip.evaluate.robustness import Names, evaluate_robustness, some_of
 from pocketclip.evaluate.zero_shot import Embeddings, best_captions, ranks, top_k
 from pocketclip.files import whole_file
@@ -46,8 +46,8 @@ def measure_classes(bundle: Bundle, place: Place) -> Result:
     return _judged(benchmark, embed_labelled(bundle, benchmark, source), classes)[0]
 
 
-def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Console) -> Result:
-    """Evaluate on a benchmark, and write NAME-predictions.jsonl, NAME-confusion.csv and NAME-dropped.jsonl.
+def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Console, bundle_name: str) -> Result:
+    """Evaluate on a benchmark: results.json, NAME-predictions.jsonl, NAME-confusion.csv and NAME-dropped.jsonl.
 
     What could not be used is counted and named on the console. The embeddings of the classes are kept in
     `output`/classes. Raises DataError where the source cannot be read or has no image of use.
@@ -59,19 +59,20 @@ def evaluate_classes(bundle: Bundle, place: Place, output: Path, console: Consol
     result, rank = _judged(benchmark, embedded, classes)
     if bundle.recipe.evaluate.probe:
         result = replace(result, further=_probed(bundle, benchmark, place, embedded, console))
-    if bundle.recipe.evaluate.robustness:
-        names = Names(benchmark.name, embedded.names, embedded.labels[:, None].tolist(), list(benchmark.classes))
-        images = ((item.name, item.image) for item in source.items([]))
-        evaluate_robustness(bundle, some_of(bundle, names, classes, images), output, console)
     best, cosines = best_captions(embedded.images, classes, SHOWN)
     _write_predictions(output / f"{benchmark.name}-predictions.jsonl", benchmark, embedded, rank, best, cosines)
     _write_confusion(output / f"{benchmark.name}-confusion.csv", benchmark, embedded.labels, best[:, 0])
     write_dropped(output / f"{benchmark.name}-dropped.jsonl", embedded.dropped)
+    write_results(output / "results.json", bundle_name, bundle.seal, [result])
     say(benchmark.name, embedded.dropped, console)
     if result.missing:
         more = f" and {len(result.missing) - NAMED:,} more" if len(result.missing) > NAMED else ""
         line = f"{benchmark.name}: no image of {', '.join(result.missing[:NAMED])}{more}"
         console.print(line, highlight=False, markup=False)
+    if bundle.recipe.evaluate.robustness:  # it takes longest
+        names = Names(benchmark.name, embedded.names, embedded.labels[:, None].tolist(), list(benchmark.classes))
+        images = ((item.name, item.image) for item in source.items([]))
+        evaluate_robustness(bundle, some_of(bundle, names, classes, images), output, console)
     return result
 
 

@@ -108,7 +108,11 @@ WRITINGS = tuple(
 
 
 def write(pixels: Pixels, word: str, writing: Writing) -> Pixels:
-    """Draw a word on an image, in smaller letters where it would not fit: uint8 [side, side, 3] -> the same."""
+    """Draw a word on an image, in smaller letters where it would not fit: uint8 [side, side, 3] -> the same.
+
+    What cannot be printed, as the ends of lines, is a space.
+    """
+    word = " ".join("".join(letter if letter.isprintable() else " " for letter in word).split()) or "?"
     side = len(pixels)
     height = writing.size * side * FINE
     width = _font(round(height)).getlength(word)

@@ -8,13 +8,14 @@ from rich.console import Console
 from pocketclip.bundle import Bundle
 from pocketclip.data.labelled.captioned import open_captioned
 from pocketclip.data.labelled.source import open_labelled
+from pocketclip.data.shards import splits_in
 from pocketclip.errors import DataError
 from pocketclip.evaluate.benchmarks.catalogue import Place, describe, find
 from pocketclip.evaluate.classes import evaluate_classes, measure_classes
-from pocketclip.evaluate.results import Result, write_results
+from pocketclip.evaluate.results import Result
 from pocketclip.evaluate.retrieval import evaluate_captioned, measure_captioned
 from pocketclip.evaluate.splits import evaluate_splits, measure_splits
-from pocketclip.recipe.training import EvaluateSettings
+from pocketclip.recipe.schema import Recipe
 
 
 def evaluate_all(bundle: Bundle, output: Path, console: Console, bundle_name: str) -> Iterator[Result]:
@@ -23,20 +24,23 @@ def evaluate_all(bundle: Bundle, output: Path, console: Console, bundle_name: st
     Raises DataError where a split or a benchmark is missing or of no use; all are looked for before the first begins.
     """
     settings = bundle.recipe.evaluate
-    places = find_all(settings)
+    places = find_all(bundle.recipe)
     if settings.splits:
         folder = Path(bundle.recipe.data.folder)
         yield from evaluate_splits(bundle, folder, settings.splits, output, console, bundle_name)
     for place in places:
-        result = evaluate_place(bundle, place, output, console)
-        write_results(output / "results.json", bundle_name, bundle.seal, [result])
-        yield result
+        yield evaluate_place(bundle, place, output, console, bundle_name)
 
 
-def find_all(settings: EvaluateSettings) -> list[Place]:
-    """Where a recipe's benchmarks lie; raises DataError where one is missing, or two would be one in the results."""
+def find_all(recipe: Recipe) -> list[Place]:
+    """Where a recipe's benchmarks lie; raises DataError where one is missing, or two would be one in the results.
+
+    The data's splits count among them, whether they are evaluated this time or another.
+    """
+    settings = recipe.evaluate
     places = [find(asked, Path(settings.folder)) for asked in settings.benchmarks]
-    names = [*settings.splits, *(place.name for place in places)]
+    splits = {recipe.data.split, *settings.splits, *splits_in(Path(recipe.data.folder))}
+    names = [*splits, *(place.name for place in places)]
     for place in places:
         if names.count(place.name) > 1:
             raise DataError(
@@ -45,9 +49,9 @@ def find_all(settings: EvaluateSettings) -> list[Place]:
     return places
 
 
-def usable_places(settings: EvaluateSettings) -> list[Place]:
+def usable_places(recipe: Recipe) -> list[Place]:
     """The same, each opened once: what is wrong with one shall not be found in the middle of a long training."""
-    places = find_all(settings)
+    places = find_all(recipe)
     for place in places:
         if place.kind == "captions":
             open_captioned(place.path, place.name)
@@ -56,9 +60,10 @@ def usable_places(settings: EvaluateSettings) -> list[Place]:
     return places
 
 
-def evaluate_place(bundle: Bundle, place: Place, output: Path, console: Console) -> Result:
-    """Evaluate on one benchmark; its own files lie in `output`."""
-    return (evaluate_captioned if place.kind == "captions" else evaluate_classes)(bundle, place, output, console)
+def evaluate_place(bundle: Bundle, place: Place, output: Path, console: Console, bundle_name: str) -> Result:
+    """Evaluate on one benchmark; its own files lie in `output`, its figures in `output`/results.json."""
+    evaluate = evaluate_captioned if place.kind == "captions" else evaluate_classes
+    return evaluate(bundle, place, output, console, bundle_name)
 
 
 def measure_all(bundle: Bundle, places: Sequence[Place]) -> list[Result]:

@@ -42,21 +42,22 @@ def evaluate_splits(
     candidates = _candidates(bundle, folder, names)
     texts = candidates.texts.astype(np.float16)
     arrays: dict[str, NDArray[Any]] = {"captions": _as_json(candidates.captions), "texts": texts}
-    results = []
+    results, every = [], dict[str, EmbeddedSplit]()
     for name in names:
-        embedded = embed_split(bundle, Split(folder, name), console)
+        embedded = every[name] = embed_split(bundle, Split(folder, name), console)
         result, rank = judge(name, embedded, candidates)
         results.append(result)
         _write_predictions(output / f"{name}-predictions.jsonl", embedded, candidates, rank)
         if bundle.recipe.evaluate.explained:
             _explain(bundle, Split(folder, name), embedded, candidates, output)
-        if bundle.recipe.evaluate.robustness:
-            _try_robustness(bundle, Split(folder, name), embedded, candidates, output, console)
         arrays[f"rows_{name}"] = np.array(embedded.rows, dtype=np.int64)
         arrays[f"images_{name}"] = embedded.images.astype(np.float16)
     with whole_file(output / "embeddings.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     write_results(output / "results.json", bundle_name, bundle.seal, results)
+    if bundle.recipe.evaluate.robustness:  # it takes longest
+        for name, embedded in every.items():
+            _try_robustness(bundle, Split(folder, name), embedded, candidates, output, console)
     return results
 
 

@@ -75,7 +75,7 @@ class Watch:
         self.places: list[Place] = []
         if self.interval:
             self.ranks.first_does(lambda: require_splits(self.data, recipe.evaluate.splits))
-            self.places = self.ranks.first_does(lambda: usable_places(recipe.evaluate))
+            self.places = self.ranks.first_does(lambda: usable_places(recipe))
             for asked, place in zip(recipe.evaluate.benchmarks, self.places, strict=True):
                 if self.by in (asked, asked.partition("=")[0]):
                     self.by = place.name
