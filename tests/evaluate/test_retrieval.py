@@ -71,7 +71,11 @@ def test_the_command_and_where_it_looks(trained: Path, coco: Path, tmp_path: Pat
     assert "of 13 images against 25 captions" in done.output
     assert "coco: dropped 1 x no JPEG, PNG or WebP (bad.png)" in done.output
     (result,) = read_results(tmp_path / "out" / "results.json")
-    assert "text to image recall@1" in done.output.replace("\n", " ")
+    chance = result.chance_recall["text_to_image_recall@1"]
+    assert f"text to image recall@1 {result.recall['text_to_image_recall@1']:.1f} % (chance {chance:.2f})" in " ".join(
+        done.output.split()
+    )
+    assert [one.name for one in result.measured] == list(result.recall), "whose first are its top-k"
     assert result.kind == "retrieval"
 
 

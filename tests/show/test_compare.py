@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import re
 import shutil
@@ -6,6 +7,8 @@ from functools import partial
 
 import matplotlib as mpl
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from pocketclip.cli.main import app
@@ -24,6 +27,16 @@ EVALUATIONS = [
 ]
 
 
+def small_figure():
+    content, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", plots.SOFTWARE)
+    Image.new("RGB", (1, 1)).save(content, "PNG", pnginfo=about)
+    return content.getvalue()
+
+
+FIGURE = small_figure()
+
+
 def write_lines(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -31,7 +44,7 @@ def write_lines(path, lines):
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """A finished run and one that is half done, of a lower rate; figures are not really drawn."""
-    monkeypatch.setattr(plots, "png", lambda _draw: b"a figure")
+    monkeypatch.setattr(plots, "png", lambda _draw: FIGURE)
     one = make_run(tmp_path)
     write_lines(one / "evaluations.jsonl", EVALUATIONS)
     other = one.parent / "half"
@@ -52,7 +65,7 @@ def table(path):
 def test_the_page_says_in_what_they_differ_and_what_came_of_it(runs):
     page = write_comparison(runs, runs[0].parent / "compare.html")
     facts = {name: values for name, *values in table(page.with_suffix("") / "runs.csv")}
-    assert facts[""] == ["tiny", "half"]
+    assert facts.pop("run of PocketCLIP") == ["tiny", "half"]
     assert facts["train.learning_rate"] == ["0.0005", "0.0001"]
     assert facts["train.ema_decay"] == ["0.0", "0.5"]
     assert not {"name", "train.batch_size", "seed"} & facts.keys()
@@ -60,7 +73,9 @@ def test_the_page_says_in_what_they_differ_and_what_came_of_it(runs):
     assert facts["Loss at the end"] == ["1.250", "1.500"]
     assert facts["Speed"] == ["4 pairs/s", "4 pairs/s"]
     assert facts["Parameters"] == ["13", ""]
-    assert facts["Top-1 on unseen"] == ["50.0 % (chance 14.3 %, 7 captions)", ""]
+    assert facts["Images of unseen"] == ["6 against 7 captions", ""]
+    assert facts["Top-1 on unseen"] == ["50.0 % (20.0 to 80.0; chance 14.30)", ""]
+    assert facts["Image → caption recall@5 on unseen"] == ["50.0 % (chance 25.00)", ""]
     html = page.read_text(encoding="utf-8")
     for name, values in facts.items():
         assert f">{name}</th>" in html
@@ -81,14 +96,14 @@ def test_the_numbers_behind_the_figures_lie_beside_them(runs):
         ["tiny", "train", "10", "80", "20.0", "20.0"],
         ["tiny", "unseen", "10", "80", "20.0", "5.0"],
     ]
-    assert (beside / "loss.png").read_bytes() == b"a figure"
+    assert (beside / "loss.png").read_bytes() == FIGURE
 
 
 def test_earlier_comparisons_are_replaced_and_passed_over(runs):
     folder = runs[0].parent
     write_comparison(runs, folder / "compare.html")
     again = write_comparison(sorted(folder.iterdir()), folder / "compare.html")
-    assert table(again.with_suffix("") / "runs.csv")[0] == ["", "half", "tiny"]
+    assert table(again.with_suffix("") / "runs.csv")[0] == ["run of PocketCLIP", "half", "tiny"]
     with pytest.raises(DataError, match="no run's folder"):
         write_comparison([folder / "compare.html"], folder / "compare.html")
 
@@ -100,6 +115,15 @@ def test_no_folder_that_is_something_else_is_replaced(runs):
     with pytest.raises(DataError, match="holds no comparison"):
         write_comparison(runs, runs[0].parent / "thesis.html")
     assert (thesis / "chapter").read_text() == "precious"
+    (thesis / "runs.csv").write_text("my,own,runs\n")
+    with pytest.raises(DataError, match="holds no comparison"):
+        write_comparison(runs, runs[0].parent / "thesis.html")
+    page = write_comparison(runs, runs[0].parent / "compare.html")
+    assert write_comparison(runs, page) == page
+    (page.with_suffix("") / "notes.txt").write_text("precious")
+    with pytest.raises(DataError, match=r"notes\.txt: no report wrote it"):
+        write_comparison(runs, page)
+    assert (page.with_suffix("") / "notes.txt").read_text() == "precious"
 
 
 def test_losses_of_unlike_batches_come_with_a_warning(runs):
@@ -216,8 +240,8 @@ def test_results_of_anybody_stand_beside_runs(runs, tmp_path):
     shutil.copy(runs[0] / "evaluation" / "results.json", theirs)
     page = write_comparison([runs[0], theirs], tmp_path / "compare.html")
     facts = {name: values for name, *values in table(page.with_suffix("") / "runs.csv")}
-    assert facts[""] == ["tiny", "theirs"]
-    assert facts["Top-1 on unseen"] == ["50.0 % (chance 14.3 %, 7 captions)"] * 2
+    assert facts["run of PocketCLIP"] == ["tiny", "theirs"]
+    assert facts["Top-1 on unseen"] == ["50.0 % (20.0 to 80.0; chance 14.30)"] * 2
     assert facts["Pairs seen"] == ["200", ""]
     (tmp_path / "mine.html").write_text("precious")
     with pytest.raises(PocketCLIPError, match=r"mine\.html: is there and holds no comparison"):

@@ -144,7 +144,10 @@ def test_the_other_figures_are_readable() -> None:
     ]
     several = [line | {"second": "medium-light tones"} for line in biased[:6]] + biased[6:]
     found = [{"attribute": "an occupation " * 4, "k": 10, "max_skew": 1.2, "favoured": "medium-light"}] * 9
-    groups = [{"by": "skin tone", "group": "medium-light", "images": 46, "top_1": 50.0, "low": 40.0, "high": 60.0}] * 7
+    groups = [
+        {"by": "skin tone", "group": "medium-light", "images": 46, "top_1": 50.0, "low": 40.0, "high": 60.0}
+        | {"chance": 4.3}
+    ] * 7
     for figure in (
         benchmarks.mistakes(mistakes),
         benchmarks.damages(damage, 10.0),

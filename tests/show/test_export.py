@@ -49,6 +49,9 @@ def test_tables_hold_what_the_results_say(run: Path, tmp_path: Path) -> None:
         assert int(line["dropped"]) == sum(one.dropped.values())
         for name, value in one.recall.items():
             assert float(line[name]) == value
+            assert float(line[f"chance_{name}"]) == one.chance_recall[name]
+        for name, (low, high) in one.intervals.items():
+            assert (float(line[f"{name}_low"]), float(line[f"{name}_high"])) == (low, high)
     text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in text.splitlines()]
     assert rows[0][1:] == ["mine", "theirs |"]
@@ -74,7 +77,14 @@ def test_the_card_is_read_by_the_hubs_library(run: Path, tmp_path: Path) -> None
         for name, one in results.items()
         for figure, value in (("top-1", one.top_1), ("top-5", one.top_5))
     }
-    for part in ("trained from scratch", "names no author and no licence", "## Limits", 'name = "small"', "chance"):
+    for part in (
+        "trained from scratch",
+        "names no author and no licence",
+        "## Limits",
+        'name = "small"',
+        "chance",
+        "top-10 ",
+    ):
         assert part in found.text, part
     load(run / "bundle")  # which is whole as before
 

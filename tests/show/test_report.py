@@ -230,6 +230,9 @@ def test_the_page_states_the_figures_and_the_facts(reported):
     for text in (
         "<td>50.0 %<br><small>chance 14.3 %</small></td>",
         "<td>83.3 %<br><small>chance 71.4 %</small></td>",
+        "<td>unseen</td><td>top-1</td><td>50.00</td><td>20.00</td><td>80.00</td><td>14.30</td>",
+        "<td>unseen</td><td>mean over groups, top-1</td><td>50.00</td><td></td><td></td><td></td>",
+        "<td>unseen</td><td>caption → image recall@5</td><td>50.00</td><td></td><td></td><td>25.00</td>",
         "unseen: 2 × damaged image",
         "3 × damaged image",
         "<td>4 pairs/s</td>",

@@ -94,7 +94,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class GroupAccuracy:
-    """How often the right attribute is the first choice for a group's images, percent."""
+    """How often the right attribute is the first choice for a group's images, or would be by chance, percent."""
 
     by: str
     group: str
@@ -102,6 +102,7 @@ class GroupAccuracy:
     top_1: float
     low: float
     high: float
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Bias:
                 low, high = (choose(known, key=lambda one: one.top_1) for choose in (min, max))
                 yield (
                     f"{self.name}, by {by}: top-1 from {low.top_1:.1f} % ({low.group}) to {high.top_1:.1f} % "
-                    f"({high.group}), a gap of {high.top_1 - low.top_1:.1f} points"
+                    f"({high.group}), a gap of {high.top_1 - low.top_1:.1f} points; chance is {low.chance:.1f} %"
                 )
 
 
@@ -192,7 +193,8 @@ def _accuracies(by: str, names: list[str], group: Groups, people: People, own: G
         chosen = np.flatnonzero((group == number) & (own >= 0))
         if len(chosen):
             rank = ranks(people.images[chosen], people.texts, own[chosen, None].tolist())
-            yield GroupAccuracy(by, name, len(chosen), top_k(rank, 1), *interval(rank, 1))
+            blind = 100 / len(people.attributes)
+            yield GroupAccuracy(by, name, len(chosen), top_k(rank, 1), *interval(rank, 1), blind)
 
 
 def emoji_people(bundle: Bundle, console: Console) -> People:

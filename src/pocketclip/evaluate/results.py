@@ -22,6 +22,7 @@ from pocketclip.files import whole_file
 FORMAT = 3
 CUTS = (1, 5, 10)
 RECALLS = tuple(f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in CUTS)
+PROBES = {"linear_top_1": "linear probe, top-1", "neighbours_top_1": "nearest neighbours, top-1"}
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")  # of a file that may be anybody's
 
 
@@ -33,6 +34,26 @@ class GroupResult:
     images: int
     top_1: float
     top_5: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of a benchmark, percent.
+
+    name: as in `Result`. title: what people call it. chance: what blind guessing would get; None where nobody knows.
+    interval: between which values it lies with 95 % confidence; None where that is not measured.
+    """
+
+    name: str
+    title: str
+    value: float
+    chance: float | None
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        about = [f"{self.interval[0]:.1f} to {self.interval[1]:.1f}"] if self.interval else []
+        about += [f"chance {self.chance:.2f}"] if self.chance is not None else []
+        return f"{self.value:.1f} %" + (f" ({'; '.join(about)})" if about else "")
 
 
 @dataclass(frozen=True)
@@ -77,15 +98,34 @@ class Result:
         """What the candidates are."""
         return "classes" if self.kind == "classes" else "captions"
 
+    @property
+    def measured(self) -> list[Measured]:
+        """Every figure with its chance and interval; of retrieval, whose top-k is a recall, the recalls."""
+        found: list[tuple[str, str, float, float | None]] = []
+        if self.kind != "retrieval":
+            values = zip(CUTS, (self.top_1, self.top_5, self.top_10), strict=True)
+            found += [(f"top_{k}", f"top-{k}", value, getattr(self, f"chance_top_{k}")) for k, value in values]
+        if self.kind != "retrieval" and len(self.groups) > 1:
+            classes = self.kind == "classes"  # of as many candidates each; groups of captions have more or fewer
+            title = f"mean over {'classes' if classes else 'groups'}, top-1"
+            found.append(("mean_group_top_1", title, self.mean_group_top_1, self.chance_top_1 if classes else None))
+        for name, value in self.recall.items():
+            found.append((name, recall_title(name), value, self.chance_recall[name]))
+        for name, title in PROBES.items():
+            if name in self.further:
+                found.append((name, title, self.further[name], self.chance_top_1))
+        return [Measured(*one, self.intervals.get(one[0])) for one in found]
+
     def __str__(self) -> str:
         low, high = self.intervals["top_1"]
         found = ""
         if self.kind == "retrieval":
             ways = ("image_to_text", "text_to_image")
             each = (
-                f"{way.replace('_', ' ')} recall@{k} {self.recall[f'{way}_recall@{k}']:.1f} %"
+                f"{way.replace('_', ' ')} recall@{k} {self.recall[name]:.1f} % (chance {self.chance_recall[name]:.2f})"
                 for way in ways
                 for k in CUTS
+                for name in [f"{way}_recall@{k}"]
             )
             found = f"; {', '.join(each)}"
         if "linear_top_1" in self.further:
@@ -98,6 +138,12 @@ class Result:
             f"top-5 {self.top_5:.1f} % of {self.images:,} images against {self.candidates:,} {self.against} "
             f"(chance {self.chance_top_1:.2f} %, {self.chance_top_5:.2f} %){found}"
         )
+
+
+def recall_title(name: str) -> str:
+    """What people call a recall."""
+    way, _, k = name.partition("_recall@")
+    return f"{'image → caption' if way == 'image_to_text' else 'caption → image'} recall@{k}"
 
 
 def write_results(path: Path, bundle: str, seal: str, results: Sequence[Result]) -> None:

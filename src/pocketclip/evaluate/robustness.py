@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pocketclip.bundle import Bundle
 from pocketclip.data.images import BadImage, Pixels
-from pocketclip.evaluate.accuracy import interval
+from pocketclip.evaluate.accuracy import chance, interval
 from pocketclip.evaluate.corruptions import AMOUNTS, STRENGTHS, WRITINGS, Writing, corrupt, write
 from pocketclip.evaluate.embed import Encoded, square
 from pocketclip.evaluate.explain import encoded_png
@@ -56,7 +56,8 @@ class Line:
     """Accuracy under one condition, percent.
 
     kind: of corruption, or what is written. strength: 1 to 5; 0 where there is none. detail: how a word is drawn.
-    taken_in: images for which the written class came first; of scrambled letters, the class that they were taken from.
+    chance: top-1 of blind guessing. taken_in: images for which the written class came first; of scrambled letters, the
+        class that they were taken from.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Line:
     top_1: float
     low: float
     high: float
+    chance: float
     taken_in: float | None = None
 
 
@@ -140,7 +142,8 @@ def _judged(
     rank = ranks(images, task.texts, task.true)
     low, high = interval(rank, 1)
     taken_in = 100 * float(np.mean(best_captions(images, task.texts, 1)[0][:, 0] == wrong)) if len(wrong) else None
-    return rank, Line(kind, strength, detail, top_k(rank, 1), low, high, taken_in)
+    blind = chance(np.array(list(map(len, task.true))), len(task.candidates), 1)
+    return rank, Line(kind, strength, detail, top_k(rank, 1), low, high, blind, taken_in)
 
 
 def _embedded(

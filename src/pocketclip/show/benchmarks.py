@@ -217,14 +217,15 @@ def searches(table: Table) -> Figure:
 
 
 def group_accuracies(table: Table) -> Figure:
-    """Top-1 of each group with its 95 % interval. table: by, group, images, top_1, low, high, in percent."""
+    """Top-1 of each group with its 95 % interval. table: by, group, images, top_1, low, high, chance, in percent."""
     figure = Figure((WIDTH, 0.9 + 0.34 * len(table)), layout="constrained")
     axes = figure.subplots()
     for number, line in enumerate(table):
         spread = [[line["top_1"] - line["low"]], [line["high"] - line["top_1"]]]
         axes.errorbar(line["top_1"], number, xerr=spread, fmt="o", color=BLUE, ecolor=SKY, capsize=3)
     _name_rows(axes, [f"{fitted(line['by'] + ': ' + line['group'], 28)} ({line['images']:,})" for line in table])
+    axes.axvline(table[0]["chance"], color=BLACK, linestyle="--", linewidth=1)
     axes.set_xlim(0, 103)
-    axes.set_xlabel("top-1 (%) with its 95 % interval, by group (images in it)")
+    axes.set_xlabel("top-1 (%) with its 95 % interval, by group (images in it); dashed: chance")
     axes.grid(axis="x", color="#EEEEEE")
     return figure

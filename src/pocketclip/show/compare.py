@@ -17,11 +17,12 @@ from pocketclip.recipe.toml import differences, load_resolved
 from pocketclip.show import curves, plots
 from pocketclip.show.crossing import crossings, last_of_each_pair
 from pocketclip.show.page import Drawing, Picture, document, duration, figure
+from pocketclip.show.pictures import require_own_pictures
 from pocketclip.show.report import evaluation_line
 from pocketclip.show.run import count_parameters, json_object, read_evaluations, read_metrics, short_names
 
 SENTENCES = 10  # on crossings, under their figure
-OWN = "runs.csv"  # by which a folder of a comparison is known
+OWN, BEGINNING = "runs.csv", "run of PocketCLIP"  # by which a folder of a comparison is known
 SHOWN = ("step", "pairs", "seconds", "loss")
 
 
@@ -53,7 +54,7 @@ def write_comparison(sources: Sequence[Path], page: Path) -> Path:
     Earlier comparisons among them, as `runs/*` gives, are passed over. page: an .html file.
     Raises DataError naming the file that is missing or damaged.
     """
-    sources = [source for source in sources if source.suffix != ".html" and not (source / OWN).exists()]
+    sources = [source for source in sources if source.suffix != ".html" and not _is_comparison(source)]
     if not sources:
         raise DataError("no run's folder was named; `pocketclip runs` lists them")
     if page.suffix != ".html":
@@ -61,9 +62,7 @@ def write_comparison(sources: Sequence[Path], page: Path) -> Path:
     runs = [_read(source, name) for source, name in zip(sources, short_names(sources), strict=True)]
     facts, pictures = dict(_facts(runs)), list(_pictures(runs))
     beside = page.with_suffix("")
-    for there in (beside, page):
-        if there.exists() and not (beside / OWN).exists():
-            raise DataError(f"{there}: is there and holds no comparison; choose another --output")
+    _require_own(page, beside)
     with whole_folder(beside) as folder:
         (folder / OWN).write_text(_as_csv(runs, facts), encoding="utf-8")
         for picture in pictures:
@@ -72,6 +71,19 @@ def write_comparison(sources: Sequence[Path], page: Path) -> Path:
     with whole_file(page) as temporary:
         temporary.write_text(_page(runs, facts, pictures, beside.name), encoding="utf-8")
     return page
+
+
+def _require_own(page: Path, beside: Path) -> None:
+    """Raise DataError where a page, or the folder of its figures, would replace what is no earlier comparison."""
+    for there in (beside, page):
+        if there.exists() and not _is_comparison(beside):
+            raise DataError(f"{there}: is there and holds no comparison; choose another --output")
+    require_own_pictures(beside, OWN)
+
+
+def _is_comparison(folder: Path) -> bool:
+    table = folder / OWN
+    return table.is_file() and table.read_bytes().startswith(BEGINNING.encode())
 
 
 def _read(folder: Path, name: str) -> ComparedRun:
@@ -104,8 +116,11 @@ def _facts(runs: Sequence[ComparedRun]) -> Iterator[tuple[str, list[str]]]:
     yield row("Speed", lambda run: run.last(_speed))
     yield row("Loss at the end", lambda run: run.last(lambda line: f"{line['loss']:.3f}"))
     for split in dict.fromkeys(split for run in runs for split in run.results):
-        yield row(f"Top-1 on {split}", partial(_result, split=split, name="top_1"))
-        yield row(f"Top-5 on {split}", partial(_result, split=split, name="top_5"))
+        results = [run.results.get(split) for run in runs]
+        found = [{one.title: str(one) for one in result.measured} if result else {} for result in results]
+        yield row(f"Images of {split}", partial(_images, split=split))
+        for title in dict.fromkeys(title for some in found for title in some):
+            yield f"{title[0].upper()}{title[1:]} on {split}", [some.get(title, "") for some in found]
     yield row("Parameters", lambda run: "" if run.parameters is None else f"{run.parameters:,}")
     yield row("Device", lambda run: run.device)
 
@@ -114,12 +129,9 @@ def _speed(line: dict[str, Any]) -> str:
     return f"{line['pairs'] / max(1e-9, line['seconds']):,.0f} pairs/s"
 
 
-def _result(run: ComparedRun, split: str, name: str) -> str:
+def _images(run: ComparedRun, split: str) -> str:
     result = run.results.get(split)
-    if result is None:
-        return ""
-    chance = plots.percent(getattr(result, f"chance_{name}"))
-    return f"{plots.percent(getattr(result, name))} (chance {chance}, {result.candidates:,} {result.against})"
+    return f"{result.images:,} against {result.candidates:,} {result.against}" if result else ""
 
 
 def different_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
@@ -168,7 +180,7 @@ def _pictures(runs: Sequence[ComparedRun]) -> Iterator[Picture]:
 def _as_csv(runs: Sequence[ComparedRun], facts: dict[str, list[str]]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["", *(run.name for run in runs)])
+    writer.writerow([BEGINNING, *(run.name for run in runs)])
     writer.writerows([name, *values] for name, values in (facts | different_settings(runs)).items())
     return text.getvalue()
 

@@ -59,7 +59,11 @@ def _as_csv(names: Sequence[str], results: Sequence[Sequence[Result]]) -> str:
             low, high = one.intervals["top_1"]
             line = {column: getattr(one, column, None) for column in COLUMNS}
             line |= {"run": name, "top_1_low": low, "top_1_high": high, "dropped": sum(one.dropped.values())}
-            lines.append(line | one.recall | one.further)
+            more = one.recall | {f"chance_{recall}": value for recall, value in one.chance_recall.items()}
+            line |= {name: value for name, value in (more | one.further).items() if name not in line}
+            for figure, (low, high) in one.intervals.items():
+                line |= {f"{figure}_low": low, f"{figure}_high": high}
+            lines.append(line)
     columns = dict.fromkeys(column for line in lines for column in line)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns), lineterminator="\n", restval="")
@@ -83,9 +87,8 @@ def _as_markdown(names: Sequence[str], results: Sequence[Sequence[Result]]) -> s
 def _figure(one: Result) -> str:
     low, high = one.intervals["top_1"]
     text = f"{one.top_1:.1f} ({low:.1f} to {high:.1f}; {one.chance_top_1:.2f})"
-    if one.kind == "retrieval":
-        text += "; " + ", ".join(f"{way.replace('_', ' ')} {value:.1f}" for way, value in one.recall.items())
-    return text
+    more = [each for each in one.measured if each.name in one.further or one.kind == "retrieval"]
+    return "; ".join([text, *(f"{each.title} {each}" for each in more)])
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -184,7 +187,10 @@ def _body(run: FinishedRun) -> Iterator[str]:
                 f"{sum(one.dropped.values()):,}",
             ]
         )  # fmt: skip
-    yield "\nIntervals are by bootstrap over the images; they say nothing of other training seeds.\n"
+    yield "\nIntervals are by bootstrap over the images; they say nothing of other training seeds. Every figure:\n"
+    for one in run.results:
+        yield f"- {_cell(one.benchmark)}: {', '.join(f'{each.title} {each}' for each in one.measured)}"
+    yield ""
     yield "## Limits\n"
     yield (
         "It knows what its data showed and little else. Like every model of images and captions it repeats the "

@@ -140,7 +140,7 @@ def _sentence(run: FinishedRun) -> str:
     )
 
 
-def _results(results: Iterable[Result]) -> str:
+def _results(results: Sequence[Result]) -> str:
     heads = ("Split", "Images", "Captions", "Top-1", "Top-5", "Image → caption", "Caption → image", "Dropped")
     units = ("or benchmark", "", "or classes", "accuracy", "accuracy", "recall@1", "recall@1", "images")
     lines = []
@@ -158,7 +158,24 @@ def _results(results: Iterable[Result]) -> str:
     pairs = zip(heads, units, strict=True)
     head = "".join(f'<th scope="col">{name}<br><small>{unit}</small></th>' for name, unit in pairs)
     return f"""<div class="wide"><table><thead><tr>{head}</tr></thead>
-<tbody>{"".join(lines)}</tbody></table></div>"""
+<tbody>{"".join(lines)}</tbody></table></div>
+{_every_figure(results)}"""
+
+
+def _every_figure(results: Sequence[Result]) -> str:
+    """With intervals and chance, for those who look for them."""
+    lines = []
+    for result in results:
+        for one in result.measured:
+            low, high = one.interval or ("", "")
+            cells = (result.benchmark, one.title, one.value, low, high, "" if one.chance is None else one.chance)
+            shown = (f"{cell:.2f}" if isinstance(cell, float) else escape(cell) for cell in cells)
+            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
+    heads = ("Split or benchmark", "Figure", "%", "95 % interval: from", "to", "Chance")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return f"""<details><summary>Every figure, with its interval over the images and its chance</summary>
+<div class="wide"><table><thead><tr>{head}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div></details>"""
 
 
 def _dropped(results: Iterable[Result]) -> str:

@@ -110,10 +110,13 @@ def is_own(figure: Path) -> bool:
         return False
 
 
-def require_own_pictures(folder: Path) -> None:
-    """Raise DataError where a folder of figures, which is to be replaced, holds something of another hand."""
+def require_own_pictures(folder: Path, known: str = "") -> None:
+    """Raise DataError where a folder of figures, which is to be replaced, holds something of another hand.
+
+    known: a file that is no figure's and may be replaced.
+    """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not is_own(path.with_suffix(".png")):
+        if path.name != known and not is_own(path.with_suffix(".png")):
             raise DataError(f"{path}: no report wrote it, and {folder} would be replaced; move it away")
 
 
