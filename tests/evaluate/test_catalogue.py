@@ -158,3 +158,24 @@ def test_a_source_without_names_is_refused(tmp_path: Path) -> None:
     place = find(str(tmp_path / "x.parquet"), tmp_path)
     with pytest.raises(DataError, match="does not say what its classes are called"):
         describe(place, open_labelled(place.path))
+
+
+def test_names_of_ours_are_found_too_and_strangers_are_not_left_out() -> None:
+    names = [word if number % 2 else key for number, (key, word) in enumerate(
+        zip(known("caltech101").keys, known("caltech101").words, strict=True)
+    )]  # fmt: skip
+    assert known("caltech101", *names).order == tuple(range(101))
+    source = Source("background", *names[:-3], "a stranger")
+    source.templates = ("a photo of a {}",)
+    with pytest.raises(
+        DataError, match=r"its classes 'background', 'a stranger' \(2 in all\) are called otherwise"
+    ):
+        describe(Place("caltech101", Path("x"), known=True), source)
+
+
+def test_two_classes_of_one_name_stay_two() -> None:
+    source = Source("missile", "projectile", "missile")
+    source.templates = ("a {} on a launcher", "one {}")
+    found = describe(Place("mine", Path("x")), source)
+    assert found.classes == ("missile (0)", "projectile", "missile (2)")
+    assert found.prompts_by_class()[2] == ["a missile on a launcher", "one missile"] == found.prompts_by_class()[0]

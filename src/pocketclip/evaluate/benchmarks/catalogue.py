@@ -31,8 +31,8 @@ NEARLY = 0.8  # of difflib's likeness
 class Benchmark:
     """What is to be told apart, and in which words.
 
-    keys: what the source calls each class, by its number here. classes: what prompts call it.
-    order: the class's number here by its number in the source; None where it is not known here.
+    keys: what the source calls each class, by its number here. classes: what figures call it, each otherwise.
+    words: what prompts call it. order: the class's number here by its number in the source; None where it is not known.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Benchmark:
     prompts: tuple[str, ...]
     keys: tuple[str, ...]
     classes: tuple[str, ...]
+    words: tuple[str, ...]
     order: tuple[int | None, ...]
     ignored: tuple[str, ...] = ()
 
@@ -55,7 +56,7 @@ class Benchmark:
 
     def prompts_by_class(self) -> list[list[str]]:
         """Each class's prompts."""
-        return [[prompt.replace("{}", name) for prompt in self.prompts] for name in self.classes]
+        return [[prompt.replace("{}", name) for prompt in self.prompts] for name in self.words]
 
 
 @dataclass(frozen=True)
@@ -113,25 +114,36 @@ def describe(place: Place, source: LabelledImages) -> Benchmark:
     if place.known:
         found = _read(place.name)
         keys, classes = tuple(found["classes"]), tuple(found["classes"].values())
-        order, ignored = _order(place, source.classes, keys), tuple(found["ignored"])
-        return Benchmark(place.name, found["title"], tuple(found["prompts"]), keys, classes, order, ignored)
+        order, ignored = _order(place, source, keys, classes), tuple(found["ignored"])
+        return Benchmark(place.name, found["title"], tuple(found["prompts"]), keys, classes, classes, order, ignored)
     keys = source.classes
     if not keys:
         raise DataError(f"{place.path}: does not say what its classes are called")
     if len(keys) < 2:
         raise DataError(f"{place.path}: has one class alone, {keys[0]!r}; there is nothing to tell apart")
     prompts = tuple(template for template in source.templates if "{}" in template)
-    classes = keys if prompts else tuple(map(spoken, keys))  # names that come with prompts are made for them
-    twice = [key for key, name in zip(keys, classes, strict=True) if classes.count(name) > 1] if not prompts else []
-    if twice:
+    words = keys if prompts else tuple(map(spoken, keys))  # names that come with prompts are made for them
+    twice = [key for key, word in zip(keys, words, strict=True) if words.count(word) > 1]
+    if twice and not prompts:
         raise DataError(f"{place.path}: classes {twice[0]!r} and {twice[1]!r} have one name in a prompt; rename one")
-    return Benchmark(place.name, place.name, prompts or PROMPTS, keys, classes, tuple(range(len(keys))))
+    # published lists have some names twice
+    classes = tuple(f"{word} ({number})" if word in twice else word for number, word in enumerate(words))
+    return Benchmark(place.name, place.name, prompts or PROMPTS, keys, classes, words, tuple(range(len(keys))))
 
 
-def _order(place: Place, theirs: Sequence[str], keys: Sequence[str]) -> tuple[int | None, ...]:
-    """Our number of each class that a source numbers: by its name where the names are ours, else in the same order."""
-    numbers = numbers_of(keys)
+def _order(place: Place, source: LabelledImages, keys: Sequence[str], classes: Sequence[str]) -> tuple[int | None, ...]:
+    """Our number of each class that a source numbers: by its name where the names are ours, else in the same order.
+
+    keys, classes: our classes, as their authors call them and as we do.
+    """
+    theirs, numbers = source.classes, numbers_of(classes) | numbers_of(keys)
     by_name = tuple(numbers.get(name, numbers.get(_folded(name))) for name in theirs)
+    strangers = [name for name, number in zip(theirs, by_name, strict=True) if number is None]
+    if source.templates and strangers and 2 * len(strangers) <= len(theirs):
+        raise DataError(
+            f"{place.path}: its classes {', '.join(map(repr, strangers[:5]))} ({len(strangers)} in all) are called "
+            f"otherwise than {place.name}'s; say my-{place.name}={place.path}, which takes its own names and prompts"
+        )
     if theirs and 2 * sum(number is not None for number in by_name) >= min(len(theirs), len(keys)):
         return by_name
     if theirs and len(theirs) != len(keys):
@@ -142,7 +154,7 @@ def _order(place: Place, theirs: Sequence[str], keys: Sequence[str]) -> tuple[in
     return tuple(range(len(keys)))
 
 
-def numbers_of(keys: Sequence[str]) -> Mapping[str, int]:
+def numbers_of(keys: Sequence[str]) -> dict[str, int]:
     """Each class's number by its name, and by what is left of that in other writing where no other has the same."""
     common = Counter(map(_folded, keys))
     folded = {_folded(key): number for number, key in enumerate(keys) if common[_folded(key)] == 1}
