@@ -167,9 +167,7 @@ def test_names_of_ours_are_found_too_and_strangers_are_not_left_out() -> None:
     assert known("caltech101", *names).order == tuple(range(101))
     source = Source("background", *names[:-3], "a stranger")
     source.templates = ("a photo of a {}",)
-    with pytest.raises(
-        DataError, match=r"its classes 'background', 'a stranger' \(2 in all\) are called otherwise"
-    ):
+    with pytest.raises(DataError, match=r"its classes 'background', 'a stranger' \(2 in all\) are called otherwise"):
         describe(Place("caltech101", Path("x"), known=True), source)
 
 

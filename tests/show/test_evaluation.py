@@ -194,3 +194,36 @@ def test_before_and_after_mark_the_right_and_the_written_class() -> None:
     assert before[0] == after[1]
     assert before[1] == after[0]
     assert len({before[0], before[1], before[2]}) == 3
+
+
+def test_an_evaluation_alone_is_shown_as_in_a_runs_report(evaluated: Path, tmp_path: Path) -> None:
+    run, alone = tmp_path / "run", tmp_path / "b32-evaluation"
+    shutil.copytree(evaluated, run)
+    shutil.copytree(run / "evaluation", alone)
+    write_report(run)
+    done = CliRunner().invoke(app, ["report", str(alone)])
+    assert done.exit_code == 0, done.output
+    found = {path.name for path in (alone / "figures").iterdir()}
+    every = {path.name for path in (run / "figures").iterdir()}
+    training = {"training", "cosines-test", "best-test", "worst-test", "groups-test"}
+    assert {name.partition(".")[0] for name in every - found} <= training
+    assert found < every
+    for name in found:
+        assert (alone / "figures" / name).read_bytes() == (run / "figures" / name).read_bytes(), name
+    page = (alone / "report.html").read_text(encoding="utf-8")
+    assert "<h1>b32-evaluation</h1>" in page
+    assert page.count("data:image/png") == sum(name.endswith(".png") for name in found)
+    assert CliRunner().invoke(app, ["report", str(alone)]).exit_code == 0, "its own are replaced"
+    (alone / "report.html").write_text("precious")
+    refused = CliRunner().invoke(app, ["report", str(alone)])
+    assert "report.html: no report wrote it" in str(refused.exception)
+    assert (alone / "report.html").read_text() == "precious"
+    beside = CliRunner().invoke(app, ["report", str(run), str(alone), "--output", str(tmp_path / "both.html")])
+    assert beside.exit_code == 0, beside.output
+
+
+def test_bias_alone(evaluated: Path, tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    shutil.copy(evaluated / "evaluation" / "emoji-bias.json", tmp_path / "only")
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "only")]).exit_code == 0
+    assert (tmp_path / "only" / "figures" / "associations-emoji-gender.png").exists()

@@ -147,16 +147,20 @@ def convert(
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Argument(help="Runs' folders; one alone has to be trained and evaluated.")],
+    run: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs, or of evaluations alone; one run alone has to be trained and evaluated."),
+    ],
     output: Annotated[
         Path | None, typer.Option(help="The page that compares several; else compare.html beside the first run.")
     ] = None,
 ) -> None:
-    """Draw the figures of a run and put them into one page; of several runs, a page that compares them."""
+    """Draw the figures of a run, or of an evaluation, into one page; of several runs, a page that compares them."""
     if len(run) == 1 and output is None and run[0].suffix != ".json":
-        from pocketclip.show.report import write_report
+        from pocketclip.show.evaluation import is_evaluation
+        from pocketclip.show.report import write_evaluation_report, write_report
 
-        page = write_report(run[0])
+        page = (write_evaluation_report if is_evaluation(run[0]) else write_report)(run[0])
     else:
         from pocketclip.show.compare import write_comparison
 

@@ -50,7 +50,8 @@ class ComparedRun:
 def write_comparison(sources: Sequence[Path], page: Path) -> Path:
     """Compare runs on one page, and write the figures and their numbers into the folder beside it that has its name.
 
-    sources: folders of runs that have logged something, finished and evaluated or not; results.json files of anybody's.
+    sources: folders of runs that have logged something, finished and evaluated or not; results.json files of anybody's,
+        or folders of them.
     Earlier comparisons among them, as `runs/*` gives, are passed over. page: an .html file.
     Raises DataError naming the file that is missing or damaged.
     """
@@ -87,8 +88,9 @@ def _is_comparison(folder: Path) -> bool:
 
 
 def _read(folder: Path, name: str) -> ComparedRun:
-    if folder.is_file():
-        return ComparedRun(name, None, [], [], {one.benchmark: one for one in read_results(folder)}, None, "")
+    alone = folder if folder.is_file() else folder / "results.json"
+    if alone.is_file():
+        return ComparedRun(name, None, [], [], {one.benchmark: one for one in read_results(alone)}, None, "")
     recipe = load_resolved(folder / "recipe.toml")
     results, environment = folder / "evaluation" / "results.json", folder / "environment.json"
     metrics = [{column: line[column] for column in SHOWN} for line in read_metrics(folder)]

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,27 +10,89 @@ from typing import Any
 import numpy as np
 
 from pocketclip.errors import DataError
-from pocketclip.evaluate.results import Result
+from pocketclip.evaluate.results import Result, read_results
 from pocketclip.show import benchmarks, plots
 from pocketclip.show.benchmarks import pixels_of
 from pocketclip.show.explanation import explained
 from pocketclip.show.page import Drawing, Picture
-from pocketclip.show.run import FinishedRun
 
+RESULTS, BIAS = "results.json", "*-bias.json"
 EXPLAINED = 10  # images in a figure
 SHOWN = 20  # classes, mistakes or attributes in a figure
 
 
-def evaluation_pictures(run: FinishedRun) -> Iterator[Picture]:
-    """The figures of all that is there of the run's own bundle; what another bundle left is passed over."""
-    folder = run.folder / "evaluation"
-    for result in run.results:
+def is_evaluation(folder: Path) -> bool:
+    """Whether a folder holds what an evaluation leaves, rather than a run."""
+    return (folder / RESULTS).is_file() or any(folder.glob(BIAS))
+
+
+def read_evaluation(folder: Path) -> tuple[str, list[Result]]:
+    """The seal of the bundle that was evaluated, and the results; none where its bias alone was measured.
+
+    Raises DataError where a file is damaged.
+    """
+    path = folder / RESULTS
+    results = read_results(path) if path.exists() else []
+    if not results:
+        path = min(folder.glob(BIAS), default=path)
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["seal"]), results
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); evaluate again") from None
+
+
+def evaluation_pictures(folder: Path, results: Sequence[Result], seal: str) -> Iterator[Picture]:
+    """The figures of all that is there of a bundle; what another bundle left is passed over.
+
+    folder: of its evaluation. seal: the bundle's.
+    """
+    for result in results:
         if result.kind == "classes":
             yield from _classes(result, folder)
-        yield from _explained(result, folder, run.seal)
-        yield from _robustness(result, folder, run.seal)
-    for path in sorted(folder.glob("*-bias.json")):
-        yield from _bias(path, run.seal)
+        yield from _explained(result, folder, seal)
+        yield from _robustness(result, folder, seal)
+    for path in sorted(folder.glob(BIAS)):
+        yield from _bias(path, seal)
+
+
+def accuracy_picture(results: Sequence[Result], trained_on: str) -> Picture:
+    """Top-1 and top-5 of all. trained_on: what is to be said of that; may be empty."""
+    table = [
+        {"split": result.benchmark, "k": k, "accuracy": right, "chance": chance}
+        for result in results
+        for k, right, chance in ((1, result.top_1, result.chance_top_1), (5, result.top_5, result.chance_top_5))
+    ]
+    return Drawing(table, partial(plots.accuracy, table)).picture(
+        "accuracy",
+        "Zero-shot accuracy",
+        "How often a right caption is the model's first choice, or among its first five, out of all captions of the "
+        f"data set, or all classes of a benchmark; {trained_on}the black marks are blind guessing.",
+    )
+
+
+def recall_pictures(results: Sequence[Result]) -> Iterator[Picture]:
+    """One picture, or none where nothing was retrieved."""
+    directions = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
+    table = [
+        {
+            "split": result.benchmark,
+            "direction": direction,
+            "k": int(k),
+            "recall": recall,
+            "chance": result.chance_recall[name],
+        }
+        for result in results
+        for name, recall in result.recall.items()
+        for kind, _, k in [name.partition("_recall@")]
+        for direction in [directions[kind]]
+    ]
+    if table:
+        yield Drawing(table, partial(plots.recall, table)).picture(
+            "recall",
+            "Retrieval",
+            "How often one of an image's captions, or one of a caption's images, is among the first k that the model "
+            "finds within the same split; small splits are easier, as the black marks of blind guessing show.",
+        )
 
 
 def _classes(result: Result, folder: Path) -> Iterator[Picture]:

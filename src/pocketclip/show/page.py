@@ -7,10 +7,12 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from pocketclip.errors import DataError
 from pocketclip.evaluate.results import Result
 from pocketclip.show import plots
 from pocketclip.show.plots import percent
@@ -19,6 +21,7 @@ from pocketclip.show.tuning import changes_section
 
 RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1")
 # The policy forbids scripts and every other host, whatever the data may say.
+TITLE_END = ": PocketCLIP</title>"  # by which a page of ours is known
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem }
@@ -106,6 +109,23 @@ def page(run: FinishedRun, pictures: Sequence[Picture]) -> str:
     )
 
 
+def evaluation_page(name: str, results: Sequence[Result], pictures: Sequence[Picture]) -> str:
+    """The whole page of an evaluation alone."""
+    return document(
+        name,
+        f"""{_results(results) if results else ""}
+{_dropped(results)}
+<h2>Figures</h2>
+{"".join(figure(picture, "figures") for picture in pictures)}""",
+    )
+
+
+def require_own_page(path: Path) -> None:
+    """Raise DataError where a page of another hand has the name of one that is to be written."""
+    if path.exists() and TITLE_END.encode() not in path.read_bytes():
+        raise DataError(f"{path}: no report wrote it; move it away")
+
+
 def document(name: str, body: str) -> str:
     """A page with the style of all pages. name: plain text, which is escaped; body: HTML."""
     name = escape(name)
@@ -115,7 +135,7 @@ def document(name: str, body: str) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{name}: PocketCLIP</title>
+<title>{name}{TITLE_END}
 <style>{STYLE}</style>
 </head>
 <body>

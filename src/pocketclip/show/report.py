@@ -1,18 +1,19 @@
 """A run's folder in; its figures, the numbers behind them and one page that needs nothing else out."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pocketclip.evaluate.results import Result
 from pocketclip.files import whole_file, whole_folder
 from pocketclip.show import curves, plots
-from pocketclip.show.evaluation import evaluation_pictures
+from pocketclip.show.evaluation import accuracy_picture, evaluation_pictures, read_evaluation, recall_pictures
 from pocketclip.show.examples import best_and_worst, ranking, spread_images
-from pocketclip.show.page import Drawing, Picture, page
+from pocketclip.show.page import Drawing, Picture, evaluation_page, page, require_own_page
 from pocketclip.show.pictures import require_own_pictures
 from pocketclip.show.run import EVALUATED, EvaluatedSplit, FinishedRun
 from pocketclip.show.tuning import changes_table, draw_changes
@@ -28,19 +29,40 @@ def write_report(run: Path) -> Path:
     run: the folder of a run that was trained and evaluated; the shards that its recipe names are read for thumbnails.
     Figures of an earlier report are replaced. Returns the page's path.
 
-    Raises DataError naming the file that is missing or damaged, and the command that writes it; and one in RUN/figures
-    that no report wrote.
+    Raises DataError naming the file that is missing or damaged, and the command that writes it; and a page, or a file
+    in RUN/figures, that no report wrote.
     """
     finished = FinishedRun(run)
-    require_own_pictures(run / "figures")
-    pictures = list(_pictures(finished))
-    with whole_folder(run / "figures") as folder:
+    return _write(run, _pictures(finished), partial(page, finished))
+
+
+def write_evaluation_report(folder: Path) -> Path:
+    """The same of an evaluation alone, whose bundle may come from anywhere: FOLDER/figures and FOLDER/report.html.
+
+    Raises DataError naming the file that is damaged, and a page, or a file in FOLDER/figures, of another hand.
+    """
+    seal, results = read_evaluation(folder)
+    return _write(folder, _evaluated(folder, results, seal), partial(evaluation_page, folder.resolve().name, results))
+
+
+def _evaluated(folder: Path, results: Sequence[Result], seal: str) -> Iterator[Picture]:
+    if results:
+        yield accuracy_picture(results, "")
+    yield from recall_pictures(results)
+    yield from evaluation_pictures(folder, results, seal)
+
+
+def _write(folder: Path, drawn: Iterator[Picture], page_of: Callable[[Sequence[Picture]], str]) -> Path:
+    path = folder / "report.html"
+    require_own_pictures(folder / "figures")
+    require_own_page(path)
+    pictures = list(drawn)
+    with whole_folder(folder / "figures") as temporary:
         for picture in pictures:
-            (folder / f"{picture.name}.png").write_bytes(picture.png)
-            (folder / picture.data_name).write_text(picture.data, encoding="utf-8")
-    path = run / "report.html"
+            (temporary / f"{picture.name}.png").write_bytes(picture.png)
+            (temporary / picture.data_name).write_text(picture.data, encoding="utf-8")
     with whole_file(path) as temporary:
-        temporary.write_text(page(finished, pictures), encoding="utf-8")
+        temporary.write_text(page_of(pictures), encoding="utf-8")
     return path
 
 
@@ -49,17 +71,16 @@ def _pictures(run: FinishedRun) -> Iterator[Picture]:
     yield _training(run)
     if run.evaluations:
         yield _accuracy_in_training(run)
-    yield _accuracy(run)
+    yield accuracy_picture(run.results, f"split “{run.recipe.data.split}” was trained on, and ")
     yield from _changes(run)
     for split in splits:
         yield from _groups(split)
-    if any(result.recall for result in run.results):
-        yield _recall(run)
+    yield from recall_pictures(run.results)
     for split in splits:
         yield _cosines(split, run.recipe.image.size)
     for split in splits:
         yield from _rankings(split, run.recipe.image.size)
-    yield from evaluation_pictures(run)
+    yield from evaluation_pictures(run.folder / "evaluation", run.results, run.seal)
 
 
 def _training(run: FinishedRun) -> Picture:
@@ -97,21 +118,6 @@ def evaluation_line(run: str, line: dict[str, Any]) -> dict[str, Any]:
     return {"run": run} | {name: line[name] for name in EVALUATED}
 
 
-def _accuracy(run: FinishedRun) -> Picture:
-    table = [
-        {"split": result.benchmark, "k": k, "accuracy": right, "chance": chance}
-        for result in run.results
-        for k, right, chance in ((1, result.top_1, result.chance_top_1), (5, result.top_5, result.chance_top_5))
-    ]
-    return Drawing(table, partial(plots.accuracy, table)).picture(
-        "accuracy",
-        "Zero-shot accuracy",
-        "How often a right caption is the model's first choice, or among its first five, out of all captions of the "
-        f"data set, or all classes of a benchmark; split “{run.recipe.data.split}” was trained on, and the black marks "
-        "are blind guessing.",
-    )
-
-
 def _changes(run: FinishedRun) -> Iterator[Picture]:
     """One picture, or none of a run from scratch."""
     table = changes_table(run.changes)
@@ -136,29 +142,6 @@ def _groups(split: EvaluatedSplit) -> Iterator[Picture]:
         f"Accuracy by group: {split.name}",
         f"The same accuracy for {shown} groups of images, the largest first; the fewer images a group has (in "
         "brackets), the more its bars owe to luck.",
-    )
-
-
-def _recall(run: FinishedRun) -> Picture:
-    directions = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
-    table = [
-        {
-            "split": result.benchmark,
-            "direction": direction,
-            "k": int(k),
-            "recall": recall,
-            "chance": result.chance_recall[name],
-        }
-        for result in run.results
-        for name, recall in result.recall.items()
-        for kind, _, k in [name.partition("_recall@")]
-        for direction in [directions[kind]]
-    ]
-    return Drawing(table, partial(plots.recall, table)).picture(
-        "recall",
-        "Retrieval",
-        "How often one of an image's captions, or one of a caption's images, is among the first k that the model finds "
-        "within the same split; small splits are easier, as the black marks of blind guessing show.",
     )
 
 
