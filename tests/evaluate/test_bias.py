@@ -156,11 +156,12 @@ def test_a_name_that_is_not_utf_8(trained: Path, tmp_path: Path, console: Consol
             (tmp_path / group / f"{number}.png").write_bytes(draw("red", "bar", "left"))
     (tmp_path / "a" / os.fsdecode(b"caf\xe9.txt")).write_text("a note")
     (tmp_path / "a" / os.fsdecode(b"caf\xe9.png")).write_text("no image")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "b", target_is_directory=True)
     path = tmp_path / "mine.toml"
     path.write_text('[groups]\na = "a"\nb = "b"\n[attributes]\nx = ["x"]\n')
     evaluate_bias(load(trained / "bundle"), str(path), tmp_path / "out", console)
     names = {one["name"] for one in read_lines(tmp_path / "out" / "mine-bias-dropped.jsonl")}
-    assert names == {"caf?.txt", f"{tmp_path}/a/caf?.png"}
+    assert names == {"caf?.txt", f"{tmp_path}/a/caf?.png", "linked"}
 
 
 def test_it_measures_nothing_else(trained: Path) -> None:

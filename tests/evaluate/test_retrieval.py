@@ -113,6 +113,19 @@ def test_a_split_s_name_is_taken(trained: Path, coco: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_results_of_another_hand_stay(trained: Path, coco: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "results.json"
+    path.parent.mkdir()
+    for content in ('{"my": "own"}', "[1]", "precious"):
+        path.write_text(content)
+        done = CliRunner().invoke(
+            app, ["evaluate", str(trained / "bundle"), "--on", f"mine={coco}", "--output", str(path.parent)]
+        )
+        assert "results.json: is there, and no results of PocketCLIP's" in str(done.exception)
+        assert [one.name for one in path.parent.iterdir()] == ["results.json"]
+        assert path.read_text() == content
+
+
 def test_nothing_of_use_is_an_error(trained: Path, tmp_path: Path, console: Console) -> None:
     write_coco(tmp_path, {"bad.png": (b"", ["x"])})
     with pytest.raises(DataError, match="no image can be used: 1 x no JPEG, PNG or WebP"):

@@ -12,7 +12,7 @@ from pocketclip.data.shards import splits_in
 from pocketclip.errors import DataError
 from pocketclip.evaluate.benchmarks.catalogue import Place, describe, find
 from pocketclip.evaluate.classes import evaluate_classes, measure_classes
-from pocketclip.evaluate.results import Result
+from pocketclip.evaluate.results import Result, require_own_results
 from pocketclip.evaluate.retrieval import evaluate_captioned, measure_captioned
 from pocketclip.evaluate.splits import evaluate_splits, measure_splits
 from pocketclip.recipe.schema import Recipe
@@ -21,10 +21,12 @@ from pocketclip.recipe.schema import Recipe
 def evaluate_all(bundle: Bundle, output: Path, console: Console, bundle_name: str) -> Iterator[Result]:
     """Evaluate on the recipe's splits and benchmarks; each result is in `output`/results.json when it is given.
 
-    Raises DataError where a split or a benchmark is missing or of no use; all are looked for before the first begins.
+    Raises DataError where a split or a benchmark is missing or of no use, and where results.json is of another hand;
+    all that is looked for before the first begins.
     """
     settings = bundle.recipe.evaluate
     places = find_all(bundle.recipe)
+    require_own_results(output / "results.json")
     if settings.splits:
         folder = Path(bundle.recipe.data.folder)
         yield from evaluate_splits(bundle, folder, settings.splits, output, console, bundle_name)

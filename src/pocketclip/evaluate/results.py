@@ -168,6 +168,19 @@ def write_results(path: Path, bundle: str, seal: str, results: Sequence[Result])
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def require_own_results(path: Path) -> None:
+    """Raise DataError where something of another hand has the name of results that are to be written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        own = isinstance(content, dict) and {"format", "bundle", "results"} <= content.keys()
+    except OSError:
+        return
+    except ValueError:
+        own = False
+    if not own:
+        raise DataError(f"{path}: is there, and no results of PocketCLIP's; choose another --output")
+
+
 def _of_same_bundle(path: Path, seal: str) -> list[Result]:
     try:
         return read_results(path, seal)

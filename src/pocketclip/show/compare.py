@@ -93,6 +93,8 @@ def _read(folder: Path, name: str) -> ComparedRun:
         return ComparedRun(name, None, [], [], {one.benchmark: one for one in read_results(alone)}, None, "")
     recipe = load_resolved(folder / "recipe.toml")
     results, environment = folder / "evaluation" / "results.json", folder / "environment.json"
+    bundle = folder / "bundle" / "bundle.json"
+    seal = str(json_object(bundle, "train the run anew").get("seal", "")) if bundle.exists() else None
     metrics = [{column: line[column] for column in SHOWN} for line in read_metrics(folder)]
     evaluations = [evaluation_line(name, line) for line in read_evaluations(folder)]
     return ComparedRun(
@@ -100,7 +102,7 @@ def _read(folder: Path, name: str) -> ComparedRun:
         recipe=recipe,
         metrics=metrics,
         evaluations=evaluations,
-        results={one.benchmark: one for one in read_results(results)} if results.exists() else {},
+        results={one.benchmark: one for one in read_results(results, seal or None)} if results.exists() else {},
         parameters=count_parameters(folder / "bundle" / "model.safetensors"),
         device=str(json_object(environment, "train the run anew").get("device", "")) if environment.exists() else "",
     )

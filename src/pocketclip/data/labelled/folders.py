@@ -95,12 +95,13 @@ def images_below(folder: Path, in_classes: bool, dropped: list[Dropped]) -> Iter
             if isinstance(item.image, Path):
                 yield str(item.label), item.image
         return
-    for path, _, names in sorted(os.walk(folder, onerror=_unreadable)):
+    for path, inner, names in sorted(os.walk(folder, onerror=_unreadable)):
         for name in sorted(name for name in names if not name.startswith(".")):
             if _is_image(name):
                 yield "", Path(path) / name
             else:
                 dropped.append(Dropped(name, "file of another kind"))
+        dropped += [Dropped(name, "link to a folder") for name in sorted(inner) if (Path(path) / name).is_symlink()]
 
 
 def _split_of(folder: Path, split: str) -> Path:
