@@ -158,6 +158,10 @@ def test_a_start_that_is_gone_or_another_is_said_and_nothing_old_is_shown(
     shutil.copytree(trained / "bundle", start)
     assert "is not the bundle any more that training started from" in evaluated(bundle, tmp_path / "evaluation")
     assert read_changes(tmp_path / "evaluation") == []
+    (tmp_path / "elsewhere evaluated" / "before").mkdir(parents=True)
+    (own := tmp_path / "elsewhere evaluated" / "before" / "mine.txt").write_text("precious")
+    evaluated(bundle, tmp_path / "elsewhere evaluated")
+    assert own.read_text() == "precious"
     shutil.rmtree(start)
     (tmp_path / "elsewhere").rename(start)
     evaluated(bundle, tmp_path / "evaluation")

@@ -106,10 +106,11 @@ def test_figures_are_there_before_the_damage(
     assert read_results(tmp_path / "out" / "results.json")
 
 
-def test_a_split_s_name_is_taken(trained: Path, coco: Path, tmp_path: Path) -> None:
-    command = ["evaluate", str(trained / "bundle"), "--on", f"train={coco}", "--output", str(tmp_path / "out")]
-    done = CliRunner().invoke(app, command)
-    assert "something else is called 'train' too" in str(done.exception)
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_splits_name_is_taken(trained: Path, folder: Path, coco: Path, tmp_path: Path, name: str) -> None:
+    command = ["evaluate", str(trained / "bundle"), f"data.folder={folder}", "--on", f"{name}={coco}"]
+    done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out")])
+    assert f"something else is called '{name}' too" in str(done.exception)
     assert not (tmp_path / "out").exists()
 
 
