@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -45,6 +46,14 @@ def evaluated(trained: Path, folder: Path, tmp_path_factory: pytest.TempPathFact
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def cut_labels(figure: Figure) -> list[str]:
+    """Axes' labels that do not lie whole within the figure."""
+    labels = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+    width, height = figure.bbox.size
+    boxes = {label.get_text(): label.get_window_extent() for label in labels if label.get_text()}
+    return [text for text, box in boxes.items() if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height]
 
 
 def test_the_report_shows_all_of_it(evaluated: Path, tmp_path: Path) -> None:
@@ -159,6 +168,7 @@ def test_the_other_figures_are_readable() -> None:
     ):
         FigureCanvasAgg(figure)  # which lays it out when it draws
         assert not overlaps(figure)
+        assert not cut_labels(figure)
     damaged = benchmarks.damages(damage, 10.0)
     assert damaged.axes[0].lines[0].get_ydata().tolist() == [80.0, 79.0, 78.0, 77.0, 76.0, 75.0]
     dots = [line for line in benchmarks.associations(biased).axes[0].lines if line.get_marker() == "o"]

@@ -55,7 +55,7 @@ def mistakes(table: Table) -> Figure:
         axes.annotate(note, (line["share"], number), (6, 0), textcoords="offset points", va="center", size=SMALL)
     _name_rows(axes, [f"{fitted(line['true'], 24)} → {fitted(line['taken_for'], 24)}" for line in table])
     axes.set_xlim(0, 1.7 * max(line["share"] for line in table))
-    axes.set_xlabel("images of the first class that were taken for the second (%)")
+    axes.set_xlabel("images of the first class that\nwere taken for the second (%)")
     return figure
 
 
@@ -226,6 +226,6 @@ def group_accuracies(table: Table) -> Figure:
     _name_rows(axes, [f"{fitted(line['by'] + ': ' + line['group'], 28)} ({line['images']:,})" for line in table])
     axes.axvline(table[0]["chance"], color=BLACK, linestyle="--", linewidth=1)
     axes.set_xlim(0, 103)
-    axes.set_xlabel("top-1 (%) with its 95 % interval, by group (images in it); dashed: chance")
+    axes.set_xlabel("top-1 (%) with its 95 % interval, by group\n(images in it); dashed: chance")
     axes.grid(axis="x", color="#EEEEEE")
     return figure
