@@ -15,7 +15,7 @@ from pocketclip.convert.convert import convert
 from pocketclip.convert.huggingface import read_huggingface
 from pocketclip.convert.open_clip import read_open_clip
 from pocketclip.convert.source import Source, to_bundle
-from pocketclip.errors import PocketCLIPError
+from pocketclip.errors import ConvertError, PocketCLIPError
 
 Reader = Callable[[Path, Path | None], Source]
 JSON = st.recursive(
@@ -57,6 +57,16 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     copy = value.copy()
     copy[path[0]] = replaced(value[path[0]], path[1:], new)
     return copy
+
+
+def test_an_end_that_is_no_number(folders: dict[str, tuple[Path, Reader]], tmp_path: Path) -> None:
+    folder, read = folders["config.json"]
+    copy = Path(shutil.copytree(folder, tmp_path / "folder"))
+    whole = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    whole["text_config"]["eos_token_id"] = "\n"
+    (copy / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(ConvertError, match=r"config\.json: text_config.eos_token_id = '.n': has to be a number"):
+        read(copy, None)
 
 
 @pytest.mark.parametrize(

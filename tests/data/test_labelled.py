@@ -119,6 +119,37 @@ def test_damaged_batches_are_named(tmp_path: Path) -> None:
             read(tmp_path)
 
 
+class Reduced:
+    """Is pickled as what it is made with."""
+
+    def __init__(self, *reduced: object) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.reduced
+
+
+def test_what_an_array_says_of_its_bytes_is_not_believed(tmp_path: Path) -> None:
+    write_cifar(tmp_path, {"test_batch": [0]}, ["a"])
+    pixels = bytes(range(256)) * 12
+    flags = Reduced(np.dtype, ("u1", False, True), (3, "|", None, None, None, -1, -1, 255))  # breaks NumPy's own dtype
+    make = np.zeros(1).__reduce__()[:2]
+    for shape, message in (
+        ((1, 3072), ""),
+        ((-1, 3072), "no array"),
+        ((2, 3072), "damaged"),
+        ((1 << 60, 3072), "damaged"),
+    ):
+        data = Reduced(*make, (1, shape, flags, False, pixels))
+        (tmp_path / "test_batch").write_bytes(pickle.dumps({"data": data, "labels": [0]}, protocol=2))
+        if message:
+            with pytest.raises(DataError, match=message):
+                read(tmp_path)
+        else:
+            ((one,), _) = read(tmp_path)
+            assert np.array_equal(one.image, np.frombuffer(pixels, np.uint8).reshape(3, 32, 32).transpose(1, 2, 0))
+
+
 @given(st.binary(max_size=60), st.integers(0, 400))
 def test_no_batch_does_more_than_fail(tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int) -> None:
     folder = tmp_path_factory.mktemp("cifar")

@@ -94,6 +94,8 @@ def read_huggingface(folder: Path, tokenizer: Path | None) -> Source:
         for ours, part, theirs, default in SIZES
     }
     end = parts["text_config"].get("eos_token_id", 49407)
+    if end is not None and type(end) is not int:
+        raise ConvertError(f"{path}: text_config.eos_token_id = {end!r}: has to be a number")
     weights = next((folder / name for name in (WEIGHTS, INDEX, PICKLED) if (folder / name).is_file()), folder / WEIGHTS)
     found = find_tokenizer([tokenizer or folder])
     if found is None:

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them for Python: pickles, of which nothing but the arrays is read.
 
 Source: https://www.cs.toronto.edu/~kriz/cifar.html, Krizhevsky 2009, "Learning multiple layers of features from tiny
-images". A pickle can run any code when it is loaded; here it can name NumPy's arrays and nothing else.
+images". A pickle can run any code when it is loaded; here it can name arrays of bytes and nothing else, and NumPy,
+whose own reading of pickles trusts them, has no part in it.
 """
 
 import io
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pocketclip.data.labelled.kinds import Dropped, Labelled
 from pocketclip.errors import DataError
@@ -60,8 +62,9 @@ class CifarImages:
         del dropped  # a batch is whole or damaged
         for path in self.batches:
             content = _unpickled(path)
-            data, labels = content.get("data"), next((content[key] for key in LABELS if key in content), None)
-            if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (VALUES,):
+            array, labels = content.get("data"), next((content[key] for key in LABELS if key in content), None)
+            data = array.values if isinstance(array, _Array) else None
+            if data is None or data.shape[1:] != (VALUES,):
                 raise DataError(f"{path}: its 'data' is no array of {VALUES} bytes an image; fetch it again")
             if not isinstance(labels, list) or len(labels) != len(data):
                 raise DataError(f"{path}: has {len(data)} images and no label for each; fetch it again")
@@ -70,24 +73,47 @@ class CifarImages:
                 yield Labelled(f"{path.name}/{number}", image, label if isinstance(label, int) else -1)
 
 
+class _Kind:
+    """What stands in a pickle for the kind of an array's numbers."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        self.of_bytes = name == "u1"
+
+    def __setstate__(self, _: Any) -> None:
+        """Nothing of it matters for bytes."""
+
+
+class _Array:
+    """What stands in a pickle for an array; values: None where it is none of bytes."""
+
+    values: NDArray[np.uint8] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, by_columns, content = state
+        if not isinstance(kind, _Kind) or not kind.of_bytes or any(length < 0 for length in shape):
+            return
+        found = np.frombuffer(content.encode("latin-1") if isinstance(content, str) else content, np.uint8)
+        self.values = found.reshape(shape, order="F" if by_columns else "C")
+
+
 class _ArraysAlone(pickle.Unpickler):
-    """Knows how to make NumPy's arrays, and no other word."""
+    """Knows how to make arrays, and no other word."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in MODULES and name == "_reconstruct":
-            return _empty
+            return _array
         if (module, name) == ("numpy", "dtype"):
-            return np.dtype
+            return _Kind
         if (module, name) == ("numpy", "ndarray"):
-            return None  # `_empty` makes no other kind; called by itself it could ask for any amount of memory
+            return None  # `_array` makes no other kind
         if (module, name) == ("_codecs", "encode"):
             return _latin_1
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
-def _empty(*_: Any) -> Any:
-    """An array that the pickle fills with what it holds: its size is that of the file."""
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
+def _array(*_: Any) -> _Array:
+    """An array that the pickle fills with what it holds."""
+    return _Array()
 
 
 def _latin_1(text: str, *_: Any) -> bytes:
