@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from pocketclip.data.labelled.kinds import Dropped
-from pocketclip.data.rows import storable
 from pocketclip.files import whole_file
 
 NAMED = 3  # on the console, where many have one reason
@@ -16,13 +15,13 @@ NAMED = 3  # on the console, where many have one reason
 
 def counted(dropped: Sequence[Dropped]) -> dict[str, int]:
     """Reason -> images."""
-    return dict(Counter(storable(one.reason) for one in dropped))
+    return dict(Counter(one.reason for one in dropped))
 
 
 def say(benchmark: str, dropped: Sequence[Dropped], console: Console) -> None:
     """A line a reason, with the first names."""
     for reason, count in counted(dropped).items():
-        names = [storable(one.name) for one in dropped if storable(one.reason) == reason]
+        names = [one.name for one in dropped if one.reason == reason]
         more = ", ..." if count > NAMED else ""
         line = f"{benchmark}: dropped {count:,} x {reason} ({', '.join(names[:NAMED])}{more})"
         console.print(line, highlight=False, markup=False)
@@ -35,5 +34,4 @@ def write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
         return
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for one in dropped:
-            line = {"name": storable(one.name), "reason": storable(one.reason)}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"name": one.name, "reason": one.reason}, ensure_ascii=False) + "\n")

@@ -21,7 +21,9 @@ from pocketclip.files import whole_file
 
 FORMAT = 3
 CUTS = (1, 5, 10)
-RECALLS = tuple(f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in CUTS)
+WAYS = {"image_to_text": "image → caption", "text_to_image": "caption → image"}  # and what people call them
+RECALLS = tuple(f"{way}_recall@{k}" for way in WAYS for k in CUTS)
+RECALLS_AT_1 = tuple(f"{way}_recall@1" for way in WAYS)
 PROBES = {"linear_top_1": "linear probe, top-1", "neighbours_top_1": "nearest neighbours, top-1"}
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")  # of a file that may be anybody's
 
@@ -110,7 +112,8 @@ class Result:
             title = f"mean over {'classes' if classes else 'groups'}, top-1"
             found.append(("mean_group_top_1", title, self.mean_group_top_1, self.chance_top_1 if classes else None))
         for name, value in self.recall.items():
-            found.append((name, recall_title(name), value, self.chance_recall[name]))
+            way, k = parts_of_recall(name)
+            found.append((name, f"{way} recall@{k}", value, self.chance_recall[name]))
         for name, title in PROBES.items():
             if name in self.further:
                 found.append((name, title, self.further[name], self.chance_top_1))
@@ -120,12 +123,9 @@ class Result:
         low, high = self.intervals["top_1"]
         found = ""
         if self.kind == "retrieval":
-            ways = ("image_to_text", "text_to_image")
             each = (
-                f"{way.replace('_', ' ')} recall@{k} {self.recall[name]:.1f} % (chance {self.chance_recall[name]:.2f})"
-                for way in ways
-                for k in CUTS
-                for name in [f"{way}_recall@{k}"]
+                f"{name.replace('_', ' ')} {self.recall[name]:.1f} % (chance {self.chance_recall[name]:.2f})"
+                for name in RECALLS
             )
             found = f"; {', '.join(each)}"
         if "linear_top_1" in self.further:
@@ -140,10 +140,10 @@ class Result:
         )
 
 
-def recall_title(name: str) -> str:
-    """What people call a recall."""
+def parts_of_recall(name: str) -> tuple[str, int]:
+    """What people call a recall's way, and its k."""
     way, _, k = name.partition("_recall@")
-    return f"{'image → caption' if way == 'image_to_text' else 'caption → image'} recall@{k}"
+    return WAYS[way], int(k)
 
 
 def write_results(path: Path, bundle: str, seal: str, results: Sequence[Result]) -> None:

@@ -12,7 +12,6 @@ from pocketclip.bundle import Bundle
 from pocketclip.data.images import BadImage
 from pocketclip.data.labelled.captioned import Captioned, open_captioned
 from pocketclip.data.labelled.kinds import Dropped
-from pocketclip.data.rows import storable
 from pocketclip.errors import DataError
 from pocketclip.evaluate.benchmarks.catalogue import Place
 from pocketclip.evaluate.captions import Candidates, CaptionedImages, judge, true_of, write_predictions
@@ -51,7 +50,7 @@ def evaluate_captioned(bundle: Bundle, place: Place, output: Path, console: Cons
     say(place.name, embedded.lost, console)
     if bundle.recipe.evaluate.robustness:  # it takes longest
         about = Names(place.name, embedded.names, true_of(embedded, candidates), candidates.captions)
-        images = ((storable(item.name), item.image) for item in open_captioned(place.path, place.name).items([]))
+        images = ((item.name, item.image) for item in open_captioned(place.path, place.name).items([]))
         evaluate_robustness(bundle, some_of(bundle, about, candidates.texts, images), output, console)
     return result
 
@@ -68,7 +67,7 @@ def _embedded(bundle: Bundle, place: Place, console: Console | None = None) -> E
         lost.append(Dropped(item.name, reason))
 
     def keep(item: Captioned) -> tuple[str, list[str]]:
-        return storable(item.name), _distinct(item)
+        return item.name, _distinct(item)
 
     progress = progress_of(console, place.name, source.total)
     kept, images = embed_images(bundle, source.items(lost), image, refuse, keep, progress)
@@ -81,7 +80,7 @@ def _embedded(bundle: Bundle, place: Place, console: Console | None = None) -> E
 
 def _distinct(item: Captioned) -> list[str]:
     """An image's captions, each once, without white space at their ends."""
-    return list(dict.fromkeys(filter(None, (storable(caption).strip() for caption in item.captions))))
+    return list(dict.fromkeys(filter(None, map(str.strip, item.captions))))
 
 
 def _judged(bundle: Bundle, place: Place, embedded: EmbeddedSet) -> tuple[Result, Candidates, NDArray[np.int64]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pocketclip.errors import DataError
-from pocketclip.evaluate.results import Result, read_results
+from pocketclip.evaluate.results import Result, parts_of_recall, read_results
 from pocketclip.show import benchmarks, plots
 from pocketclip.show.benchmarks import pixels_of
 from pocketclip.show.explanation import explained
@@ -72,19 +72,17 @@ def accuracy_picture(results: Sequence[Result], trained_on: str) -> Picture:
 
 def recall_pictures(results: Sequence[Result]) -> Iterator[Picture]:
     """One picture, or none where nothing was retrieved."""
-    directions = {"image_to_text": "image → caption", "text_to_image": "caption → image"}
     table = [
         {
             "split": result.benchmark,
-            "direction": direction,
-            "k": int(k),
+            "direction": way,
+            "k": k,
             "recall": recall,
             "chance": result.chance_recall[name],
         }
         for result in results
         for name, recall in result.recall.items()
-        for kind, _, k in [name.partition("_recall@")]
-        for direction in [directions[kind]]
+        for way, k in [parts_of_recall(name)]
     ]
     if table:
         yield Drawing(table, partial(plots.recall, table)).picture(

@@ -13,15 +13,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pocketclip.errors import DataError
-from pocketclip.evaluate.results import Result
+from pocketclip.evaluate.results import RECALLS_AT_1, Result
 from pocketclip.show import plots
 from pocketclip.show.plots import percent
 from pocketclip.show.run import FinishedRun
 from pocketclip.show.tuning import changes_section
 
-RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1")
-# The policy forbids scripts and every other host, whatever the data may say.
 TITLE_END = ": PocketCLIP</title>"  # by which a page of ours is known
+# The policy forbids scripts and every other host, whatever the data may say.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem }
@@ -171,7 +170,7 @@ def _results(results: Sequence[Result]) -> str:
             f"{result.candidates:,}",
             f"{percent(result.top_1)}<br><small>chance {percent(result.chance_top_1)}</small>",
             f"{percent(result.top_5)}<br><small>chance {percent(result.chance_top_5)}</small>",
-            *(percent(result.recall[way]) if result.recall else "" for way in RECALLS),
+            *(percent(result.recall[way]) if result.recall else "" for way in RECALLS_AT_1),
             f"{sum(result.dropped.values()):,}",
         ]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")

@@ -17,7 +17,7 @@ from torch import nn
 from pocketclip.bundle import Bundle
 from pocketclip.evaluate.benchmarks.catalogue import Place
 from pocketclip.evaluate.everything import measure_all, usable_places
-from pocketclip.evaluate.results import Result
+from pocketclip.evaluate.results import RECALLS_AT_1, Result
 from pocketclip.evaluate.splits import require_splits
 from pocketclip.model.clip import CLIP
 from pocketclip.recipe.schema import Recipe
@@ -26,8 +26,6 @@ from pocketclip.train.best import forget_others, load_best, save_best
 from pocketclip.train.learner import Learner
 from pocketclip.train.log import MetricsLog
 from pocketclip.train.tensorboard import TensorBoard
-
-RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1")
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def _figures(result: Result) -> dict[str, Any]:
     """What the log keeps of a result; accuracies and recalls in percent."""
     names = ("images", "candidates", "top_1", "top_5", "chance_top_1", "chance_top_5")
     figures = {name: getattr(result, name) for name in names}
-    return {"split": result.benchmark} | figures | {name: result.recall[name] for name in RECALLS if result.recall}
+    return {"split": result.benchmark} | figures | {name: result.recall[name] for name in RECALLS_AT_1 if result.recall}
 
 
 @contextmanager

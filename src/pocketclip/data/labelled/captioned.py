@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from pocketclip.data.columns import Columns
 from pocketclip.data.labelled.kinds import SPLITS, Dropped
 from pocketclip.data.labelled.tars import complete, lines_of, rows_of_tar, split_tars
+from pocketclip.data.rows import storable
 from pocketclip.data.sources import OUTSIDE, inside, texts_in
 from pocketclip.data.tables import LARGEST_JSON, SUFFIXES, Table
 from pocketclip.errors import DataError
@@ -87,7 +88,7 @@ class KarpathyTest:
             if file is None:
                 dropped.append(Dropped(_name(one), OUTSIDE))
             else:
-                yield Captioned(_name(one), file, texts_in(one.get("sentences")))
+                yield _captioned(_name(one), file, texts_in(one.get("sentences")))
 
 
 class CaptionedTable:
@@ -101,7 +102,7 @@ class CaptionedTable:
         """See CaptionedSource; lines of no use are named by their table, which counts them."""
         reasons: Counter[str] = Counter()
         for found in self.table.found(reasons):
-            yield Captioned(found.name, found.image, found.captions)
+            yield _captioned(found.name, found.image, found.captions)
         dropped += [Dropped(self.table.path.name, reason) for reason, count in reasons.items() for _ in range(count)]
 
 
@@ -156,6 +157,11 @@ def _list(path: Path) -> CaptionedSource:
         return KarpathyTest(path, images)
     names = (one.get("file_name", "") for one in images if isinstance(one, dict))
     return CaptionedTable(path, _root(path, map(str, names)))
+
+
+def _captioned(name: str, image: bytes | Path, captions: Iterable[str]) -> Captioned:
+    """With texts as files can hold them: an escape may be half of a pair."""
+    return Captioned(storable(name), image, list(map(storable, captions)))
 
 
 def _name(image: dict[str, Any]) -> str:

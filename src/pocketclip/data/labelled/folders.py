@@ -51,8 +51,7 @@ class ClassFolders:
                     else:
                         dropped.append(Dropped(shown, "file of another kind"))
                 for link in sorted(name for name in inner if (Path(path) / name).is_symlink()):
-                    shown = storable((Path(path) / link).relative_to(self.folder).as_posix())
-                    dropped.append(Dropped(shown, "link to a folder"))
+                    dropped.append(Dropped((Path(path) / link).relative_to(self.folder).as_posix(), "link to a folder"))
 
 
 class ListedImages:
@@ -131,7 +130,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(storable(entry.name) for entry in _entries(folder) if entry.is_file())
+    return sorted(entry.name for entry in _entries(folder) if entry.is_file())
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

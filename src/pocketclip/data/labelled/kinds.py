@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pocketclip.data.images import Pixels
+from pocketclip.data.rows import storable
 
 SPLITS = {"test": ("test", "val", "validation", "valid"), "train": ("train",)}  # and what folders and files call them
 
@@ -23,11 +24,17 @@ class Labelled:
     label: int | str
 
 
-class Dropped(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Dropped:
     """An image, or a line that should have led to one, that cannot be used; never left out in silence."""
 
     name: str
     reason: str
+
+    def __post_init__(self) -> None:
+        """It is for a file and the console, and names may hold what neither can."""
+        object.__setattr__(self, "name", storable(self.name))
+        object.__setattr__(self, "reason", storable(self.reason))
 
 
 class LabelledImages(Protocol):
