@@ -160,7 +160,7 @@ def test_the_other_figures_are_readable() -> None:
     for figure in (
         benchmarks.mistakes(mistakes),
         benchmarks.damages(damage, 10.0),
-        benchmarks.writings(written, 80.0),
+        benchmarks.writings(written, 80.0, (10.0, 7.0)),
         benchmarks.associations(biased),
         benchmarks.associations(several),
         benchmarks.searches(found),
@@ -171,6 +171,9 @@ def test_the_other_figures_are_readable() -> None:
         assert not cut_labels(figure)
     damaged = benchmarks.damages(damage, 10.0)
     assert damaged.axes[0].lines[0].get_ydata().tolist() == [80.0, 79.0, 78.0, 77.0, 76.0, 75.0]
+    panels = benchmarks.writings(written, 80.0, (10.0, 7.0)).axes
+    dotted = [[line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] for axes in panels]
+    assert dotted == [[10.0], [7.0]]
     dots = [line for line in benchmarks.associations(biased).axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [line["p_value"] >= 0.05 for line in biased]
     labels = [label.get_text() for label in benchmarks.associations(several).axes[0].get_yticklabels()]

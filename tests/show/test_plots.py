@@ -88,12 +88,14 @@ def test_all_zero_is_drawn_too():
 
 def test_groups_name_the_number_of_images():
     table = [
-        {"group": "people", "images": 1280, "top_1": 50.0, "top_5": 75.0},
-        {"group": "flags $a_1$", "images": 3, "top_1": 0.0, "top_5": 100.0},
+        {"group": "people", "images": 1280, "top_1": 50.0, "top_5": 75.0, "chance_top_1": 2.0, "chance_top_5": 9.0},
+        {"group": "flags $a_1$", "images": 3, "top_1": 0.0, "top_5": 100.0, "chance_top_1": 3.0, "chance_top_5": 11.0},
     ]
     figure = plots.groups(table)
     axes = figure.axes[0]
     assert widths(axes) == [[50.0, 0.0], [75.0, 100.0]]
+    marks = [[segment[0][0] for segment in lines.get_segments()] for lines in axes.collections]
+    assert marks == [[2.0, 3.0], [9.0, 11.0]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["people (1,280)", "flags $a_1$ (3)"]
     assert not any(label.get_parse_math() for label in axes.get_yticklabels())
 

@@ -142,6 +142,8 @@ def test_the_numbers_beside_the_figures_are_those_of_the_run(reported):
         "images": "3",
         "top_1": "33.3",
         "top_5": "66.7",
+        "chance_top_1": "14.3",
+        "chance_top_5": "71.4",
     }
     recall = {(line["split"], line["direction"], line["k"]): line["recall"] for line in table(reported, "recall.csv")}
     assert recall["train", "image → caption", "5"] == "50.0"

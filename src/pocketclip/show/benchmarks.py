@@ -90,19 +90,18 @@ def damages(table: Table, chance: float) -> Figure:
     return figure
 
 
-def writings(table: Table, as_it_is: float) -> Figure:
+def writings(table: Table, as_it_is: float, chances: tuple[float, float]) -> Figure:
     """What a word of a wrong class, and its letters scrambled, cost; and how often the word was believed.
 
     table: kind, detail, top_1, taken_in, a line for the word and one for its letters, way of writing by way of writing.
-    as_it_is: top-1 of the images without any writing, percent.
+    as_it_is: top-1 of the images without any writing, percent. chances: of top_1 and of taken_in, percent.
     """
     details = list(dict.fromkeys(line["detail"] for line in table))
     kinds = list(dict.fromkeys(line["kind"] for line in table))
     figure = Figure((WIDTH, 1.3 + 0.55 * len(details)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, column, label in zip(
-        panels, ("top_1", "taken_in"), ("top-1 (%)", "the written class came first (%)"), strict=True
-    ):
+    labels = "top-1 (%)", "the written class came first (%)"
+    for axes, column, label, chance in zip(panels, ("top_1", "taken_in"), labels, chances, strict=True):
         for number, kind in enumerate(kinds):
             values = [next(one[column] for one in table if (one["kind"], one["detail"]) == (kind, d)) for d in details]
             places = np.arange(len(details)) + (number - 0.5) * 0.4
@@ -113,13 +112,14 @@ def writings(table: Table, as_it_is: float) -> Figure:
                 axes.annotate(
                     note, (value, place), (4, 0), textcoords="offset points", va="center", size=SMALL, bbox=over
                 )
-        axes.set(xlabel=label, xlim=(0, 1.2 * max(1.0, as_it_is, *(one[column] for one in table))))
+        axes.set(xlabel=label, xlim=(0, 1.2 * max(1.0, as_it_is, *chances, *(one[column] for one in table))))
         axes.tick_params(axis="y", length=0)
+        axes.axvline(chance, color=BLACK, linestyle=":", linewidth=1.2, label="chance")
     panels[0].axvline(as_it_is, color=BLACK, linestyle="--", linewidth=1.2, label="without writing", zorder=0)
     panels[0].set_yticks(range(len(details)), details)
     panels[0].set_ylim(len(details) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

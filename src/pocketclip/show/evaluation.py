@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pocketclip.errors import DataError
-from pocketclip.evaluate.results import Result, parts_of_recall, read_results
+from pocketclip.evaluate.results import GroupResult, Result, parts_of_recall, read_results
 from pocketclip.show import benchmarks, plots
 from pocketclip.show.benchmarks import pixels_of
 from pocketclip.show.explanation import explained
@@ -93,18 +93,26 @@ def recall_pictures(results: Sequence[Result]) -> Iterator[Picture]:
         )
 
 
+def group_table(result: Result, groups: Iterable[tuple[str, GroupResult]]) -> plots.Table:
+    """A line a group or class; chance is that of all images, which of captions differs a little from group to group."""
+    chances = {"chance_top_1": result.chance_top_1, "chance_top_5": result.chance_top_5}
+    return [
+        {"group": name, "images": one.images, "top_1": one.top_1, "top_5": one.top_5} | chances for name, one in groups
+    ]
+
+
 def _classes(result: Result, folder: Path) -> Iterator[Picture]:
     """Accuracy by class, and what is taken for what."""
     name = result.benchmark
     classes = sorted(result.groups.items(), key=lambda item: -item[1].top_1)
-    table = [{"group": one, "images": own.images, "top_1": own.top_1, "top_5": own.top_5} for one, own in classes]
+    table = group_table(result, classes)
     shown = table if len(table) <= SHOWN else table[: SHOWN // 2] + table[-SHOWN // 2 :]
     which = "each class" if len(table) <= SHOWN else f"the {SHOWN // 2} best and the {SHOWN // 2} worst classes"
     yield Drawing(table, partial(plots.groups, shown)).picture(
         f"classes-{name}",
         f"Accuracy by class: {name}",
-        f"How often {which} came first, or among the first five, for its own images; chance is "
-        f"{plots.percent(result.chance_top_1)}.",
+        f"How often {which} came first, or among the first five, for its own images; the black marks are blind "
+        "guessing.",
     )
     path = folder / f"{name}-confusion.csv"
     if not path.exists():
@@ -166,7 +174,8 @@ def _robustness(result: Result, folder: Path, seal: str) -> Iterator[Picture]:
         f"Damaged images: {name}",
         f"Top-1 of the same {images} the more they are damaged; how much each strength is stands beside its figure.",
     )
-    yield Drawing(written, partial(benchmarks.writings, written, whole[0]["top_1"])).picture(
+    chances = result.chance_top_1, 100 / result.candidates
+    yield Drawing(written, partial(benchmarks.writings, written, whole[0]["top_1"], chances)).picture(
         f"writing-{name}",
         f"Words written on images: {name}",
         "What it costs to write a word of a wrong class on each image, and how often that class then comes first; the "

@@ -112,15 +112,18 @@ def accuracy(table: Table) -> Figure:
 
 
 def groups(table: Table) -> Figure:
-    """Top-1 and top-5 of each group of one split.
+    """Top-1 and top-5 of each group of one split, with marks as in `accuracy`.
 
-    table: group, images, top_1, top_5, the last two in percent.
+    table: group, images, and in percent top_1, top_5, chance_top_1, chance_top_5.
     """
     names = [f"{fitted(line['group'], 26)} ({line['images']:,})" for line in table]
     figure = Figure((WIDTH, 1.1 + 0.5 * len(names)), layout="constrained")
     axes = figure.subplots()
-    _bars(axes, names, {"top-1": [line["top_1"] for line in table], "top-5": [line["top_5"] for line in table]})
-    _percent_axis([axes], 1.15 * max(line["top_5"] for line in table))
+    right, chance = (
+        {f"top-{k}": [line[f"{kind}top_{k}"] for line in table] for k in (1, 5)} for kind in ("", "chance_")
+    )
+    _bars(axes, names, right, chance, said=False)
+    _percent_axis([axes], 1.15 * max(max(line["top_5"], line["chance_top_5"]) for line in table))
     axes.set_xlabel("right among the first k (%), by group or class (images in it)")
     _legend(figure, axes)
     return figure

@@ -11,7 +11,13 @@ import numpy as np
 from pocketclip.evaluate.results import Result
 from pocketclip.files import whole_file, whole_folder
 from pocketclip.show import curves, plots
-from pocketclip.show.evaluation import accuracy_picture, evaluation_pictures, read_evaluation, recall_pictures
+from pocketclip.show.evaluation import (
+    accuracy_picture,
+    evaluation_pictures,
+    group_table,
+    read_evaluation,
+    recall_pictures,
+)
 from pocketclip.show.examples import best_and_worst, ranking, spread_images
 from pocketclip.show.page import Drawing, Picture, evaluation_page, page, require_own_page
 from pocketclip.show.pictures import require_own_pictures
@@ -135,13 +141,13 @@ def _groups(split: EvaluatedSplit) -> Iterator[Picture]:
     groups = sorted(split.result.groups.items(), key=lambda item: -item[1].images)
     if len(groups) < 2:
         return
-    table = [{"group": name, "images": one.images, "top_1": one.top_1, "top_5": one.top_5} for name, one in groups]
+    table = group_table(split.result, groups)
     shown = f"its {GROUPS} largest" if len(groups) > GROUPS else "its"
     yield Drawing(table, partial(plots.groups, table[:GROUPS])).picture(
         f"groups-{split.name}",
         f"Accuracy by group: {split.name}",
         f"The same accuracy for {shown} groups of images, the largest first; the fewer images a group has (in "
-        "brackets), the more its bars owe to luck.",
+        "brackets), the more its bars owe to luck; the black marks are blind guessing.",
     )
 
 
