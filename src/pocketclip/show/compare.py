@@ -204,10 +204,16 @@ def _page(runs: Sequence[ComparedRun], facts: dict[str, list[str]], pictures: Se
     )
 
 
+def _cell(value: str) -> str:
+    """What is in brackets behind a figure, its interval and chance, stands below it."""
+    shown, about, below = escape(value).partition(" % (")
+    return f"{shown} %<br><small>{below.removesuffix(')').replace('; ', '<br>')}</small>" if about else shown
+
+
 def _table(names: Sequence[str], rows: dict[str, list[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("", *names))
     body = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(value)}</td>" for value in values)}</tr>'
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{_cell(value)}</td>" for value in values)}</tr>'
         for name, values in rows.items()
     )
     return (

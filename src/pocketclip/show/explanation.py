@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from pocketclip.data.images import Pixels
@@ -77,7 +78,8 @@ def _draw(axes: Axes, image: Pixels, values: Patches, largest: float, numbered: 
     axes.axis("off")
     if numbered and max(values.shape) <= NUMBERED:
         for (row, column), value in np.ndenumerate(values):
-            axes.text(column + 0.5, row + 0.5, signed(float(value)), size=SMALL, ha="center", va="center")
+            text = axes.text(column + 0.5, row + 0.5, signed(float(value)), size=SMALL, ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # the image below may be black
     return shown
 
 
