@@ -77,6 +77,9 @@ def test_the_page_says_in_what_they_differ_and_what_came_of_it(runs):
     assert facts["Top-1 on unseen"] == ["50.0 % (20.0 to 80.0; chance 14.30)", ""]
     assert facts["Image → caption recall@5 on unseen"] == ["50.0 % (chance 25.00)", ""]
     html = page.read_text(encoding="utf-8")
+    assert "<td>50.0 %<br><small>20.0 to 80.0<br>chance 14.30</small></td>" in html
+    for below, behind in (("<br><small>", " ("), ("<br>", "; "), ("</small></td>", ")</td>")):
+        html = html.replace(below, behind)
     for name, values in facts.items():
         assert f">{name}</th>" in html
         assert all(f">{value}</td>" in html or f">{value}</th>" in html for value in values)
